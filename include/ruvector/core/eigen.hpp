@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include "ruvector/core/matrix.hpp"
+#include "ruvector/core/view.hpp"
+
+#include <Eigen/Core>
+#include <span>
+#include <type_traits>
+
+namespace ruvector::inline RUVECTOR_ABI {
+
+/// A row-major Eigen matrix of dynamic size: what converts to MatrixView without a copy.
+template <class T>
+using EigenMatrix = Eigen::Matrix<T, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+
+namespace detail {
+
+template <class T, class Plain>
+using EigenMap =
+    Eigen::Map<std::conditional_t<std::is_const_v<T>, const Plain, Plain>, Eigen::Unaligned, Eigen::OuterStride<>>;
+
+}  // namespace detail
+
+/// The same elements as an Eigen map, for algebra: `eigen(y).noalias() = eigen(x) * eigen(w).transpose()`. No copy.
+template <class T>
+[[nodiscard]] auto eigen(MatrixView<T> view) {
+  using Map = detail::EigenMap<T, EigenMatrix<std::remove_const_t<T>>>;
+  return Map(view.data(), view.rows(), view.cols(), Eigen::OuterStride<>(view.stride()));
+}
+template <class T>
+[[nodiscard]] auto eigen(Matrix<T>& matrix) {
+  return eigen(matrix.view());
+}
+template <class T>
+[[nodiscard]] auto eigen(const Matrix<T>& matrix) {
+  return eigen(matrix.view());
+}
+/// A span as an Eigen column vector.
+template <class T>
+[[nodiscard]] auto eigen(std::span<T> values) {
+  using Plain = Eigen::Matrix<std::remove_const_t<T>, Eigen::Dynamic, 1>;
+  return Eigen::Map<std::conditional_t<std::is_const_v<T>, const Plain, Plain>>(values.data(),
+                                                                                Eigen::Index(values.size()));
+}
+
+}  // namespace ruvector::inline RUVECTOR_ABI
