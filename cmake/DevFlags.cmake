@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: MIT
+#
+# ruvector_dev: the flags of our own tests, benchmarks and examples. Consumers never see them.
+
+if(PROJECT_IS_TOP_LEVEL)
+  if(NOT CMAKE_BUILD_TYPE AND NOT CMAKE_CONFIGURATION_TYPES)
+    set(CMAKE_BUILD_TYPE Release)
+  endif()
+  # xsimd 8.1 does not compile for AVX-512 at -O0 with gcc.
+  set(CMAKE_CXX_FLAGS_DEBUG "-Og -g")
+  if(NOT DEFINED CMAKE_COMPILE_WARNING_AS_ERROR)
+    set(CMAKE_COMPILE_WARNING_AS_ERROR ON)
+  endif()
+  set(CMAKE_CXX_EXTENSIONS OFF)
+endif()
+
+add_library(ruvector_dev INTERFACE)
+target_link_libraries(ruvector_dev INTERFACE ruvector::ruvector)
+target_compile_options(
+  ruvector_dev
+  INTERFACE -Wall -Wextra -Wpedantic -Wconversion -Wshadow -Wdouble-promotion
+            $<$<BOOL:${RUVECTOR_NATIVE}>:-march=native>
+            # gcc's default; clang would not fuse the products and sums of xsimd 8.1, which has no AVX-512 fma.
+            $<$<CXX_COMPILER_ID:Clang,AppleClang>:-ffp-contract=fast>)
