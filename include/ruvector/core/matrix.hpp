@@ -76,8 +76,8 @@ class Matrix {
 
   operator MatrixView<T>() & { return {data(), rows_, cols_}; }
   operator MatrixView<const T>() const& { return {data(), rows_, cols_}; }
-  operator MatrixView<T>() && = delete;  // the view would outlive the matrix
-  operator MatrixView<const T>() const&& = delete;
+  operator MatrixView<T>() && = delete;             // the view would outlive the matrix
+  operator MatrixView<const T>() const&& = delete;  // the view would outlive the matrix
 
   [[nodiscard]] T* data() { return data_.get(); }
   [[nodiscard]] const T* data() const { return data_.get(); }

@@ -28,6 +28,12 @@ concept RowMajorArray = requires(E& e) {
   requires !owning_temporary<E>;                                        // the view would dangle
 };
 
+template <class E, class T>
+concept RefusedArray = !RowMajorArray<E, T> && requires(E & e) {
+  { e.data() } -> std::convertible_to<T*>;
+  { e.outerStride() } -> std::convertible_to<Index>;
+};
+
 }  // namespace detail
 
 /// A view of a row-major matrix: pointer, rows, columns, stride (elements from one row to the next). Four words, copied
@@ -59,6 +65,11 @@ class MatrixView {
   template <class E>
     requires detail::RowMajorArray<E, T>
   constexpr MatrixView(E&& e) : MatrixView(e.data(), Index(e.rows()), Index(e.cols()), Index(e.outerStride())) {}
+
+  /// Deleted rather than absent, so that the compiler's message shows the reason.
+  template <class E>
+    requires detail::RefusedArray<E, T>
+  constexpr MatrixView(E&&) = delete;  // not row-major with contiguous rows, or a temporary that owns its elements
 
   [[nodiscard]] constexpr T* data() const { return data_; }
   [[nodiscard]] constexpr Index rows() const { return rows_; }
