@@ -9,7 +9,7 @@
 //
 //   namespace ruvector::inline RUVECTOR_ABI::geometry { ... }
 //
-// Read a tag as  v<version>_<instruction set>_<one digit a macro below>_<assertions><exceptions>.
+// Read a tag as  v<version>_<instruction set>_x<a hexadecimal digit for four macros below>_<assertions><exceptions>.
 
 #if defined(__FAST_MATH__) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__)
 #error "ruvector: -ffast-math and -ffinite-math-only break the handling of NaN and infinity; compile without them"
@@ -24,6 +24,26 @@
 #define RUVECTOR_FLAG_PICK(comma_or_junk) RUVECTOR_FLAG_SECOND(comma_or_junk 1, 0, 0)
 #define RUVECTOR_FLAG_PASTE(value) RUVECTOR_FLAG_PICK(RUVECTOR_FLAG_COMMA_##value)
 #define RUVECTOR_FLAG(macro) RUVECTOR_FLAG_PASTE(macro)
+
+// RUVECTOR_FLAGS(a, b, c, d) is the hexadecimal digit of four flags: short tags make readable messages.
+#define RUVECTOR_HEX_0000 0
+#define RUVECTOR_HEX_0001 1
+#define RUVECTOR_HEX_0010 2
+#define RUVECTOR_HEX_0011 3
+#define RUVECTOR_HEX_0100 4
+#define RUVECTOR_HEX_0101 5
+#define RUVECTOR_HEX_0110 6
+#define RUVECTOR_HEX_0111 7
+#define RUVECTOR_HEX_1000 8
+#define RUVECTOR_HEX_1001 9
+#define RUVECTOR_HEX_1010 A
+#define RUVECTOR_HEX_1011 B
+#define RUVECTOR_HEX_1100 C
+#define RUVECTOR_HEX_1101 D
+#define RUVECTOR_HEX_1110 E
+#define RUVECTOR_HEX_1111 F
+#define RUVECTOR_FLAGS(a, b, c, d) \
+  RUVECTOR_CONCAT(RUVECTOR_HEX_, RUVECTOR_FLAG(a), RUVECTOR_FLAG(b), RUVECTOR_FLAG(c), RUVECTOR_FLAG(d), , , )
 
 #if defined(RUVECTOR_SCALAR)
 #define RUVECTOR_ABI_TARGET scalar
@@ -42,27 +62,21 @@
 #endif
 
 #if defined(__x86_64__) || defined(__i386__)
-#define RUVECTOR_ABI_ISA                                                                                       \
-  RUVECTOR_CONCAT(                                                                                             \
-      RUVECTOR_CONCAT(RUVECTOR_FLAG(__SSE3__), RUVECTOR_FLAG(__SSSE3__), RUVECTOR_FLAG(__SSE4_1__),            \
-                      RUVECTOR_FLAG(__SSE4_2__), RUVECTOR_FLAG(__POPCNT__), RUVECTOR_FLAG(__LZCNT__),          \
-                      RUVECTOR_FLAG(__BMI__), RUVECTOR_FLAG(__BMI2__)),                                        \
-      RUVECTOR_CONCAT(RUVECTOR_FLAG(__AVX__), RUVECTOR_FLAG(__F16C__), RUVECTOR_FLAG(__FMA__),                 \
-                      RUVECTOR_FLAG(__FMA4__), RUVECTOR_FLAG(__XOP__), RUVECTOR_FLAG(__AVX2__),                \
-                      RUVECTOR_FLAG(__AVXVNNI__), RUVECTOR_FLAG(__MOVBE__)),                                   \
-      RUVECTOR_CONCAT(RUVECTOR_FLAG(__AVX512F__), RUVECTOR_FLAG(__AVX512CD__), RUVECTOR_FLAG(__AVX512BW__),    \
-                      RUVECTOR_FLAG(__AVX512DQ__), RUVECTOR_FLAG(__AVX512VL__), RUVECTOR_FLAG(__AVX512IFMA__), \
-                      RUVECTOR_FLAG(__AVX512VBMI__), RUVECTOR_FLAG(__AVX512VBMI2__)),                          \
-      RUVECTOR_CONCAT(RUVECTOR_FLAG(__AVX512VNNI__), RUVECTOR_FLAG(__AVX512BITALG__),                          \
-                      RUVECTOR_FLAG(__AVX512VPOPCNTDQ__), RUVECTOR_FLAG(__AVX512BF16__),                       \
-                      RUVECTOR_FLAG(__AVX512FP16__), RUVECTOR_FLAG(__SSE2__), RUVECTOR_FLAG(__GFNI__), ),      \
-      , , , )
+#define RUVECTOR_ABI_ISA                                                                             \
+  RUVECTOR_CONCAT(RUVECTOR_FLAGS(__SSE2__, __SSE3__, __SSSE3__, __SSE4_1__),                         \
+                  RUVECTOR_FLAGS(__SSE4_2__, __POPCNT__, __LZCNT__, __MOVBE__),                      \
+                  RUVECTOR_FLAGS(__BMI__, __BMI2__, __FMA4__, __XOP__),                              \
+                  RUVECTOR_FLAGS(__AVX__, __F16C__, __FMA__, __AVX2__),                              \
+                  RUVECTOR_FLAGS(__AVXVNNI__, __GFNI__, __AVX512F__, __AVX512CD__),                  \
+                  RUVECTOR_FLAGS(__AVX512BW__, __AVX512DQ__, __AVX512VL__, __AVX512IFMA__),          \
+                  RUVECTOR_FLAGS(__AVX512VBMI__, __AVX512VBMI2__, __AVX512VNNI__, __AVX512BITALG__), \
+                  RUVECTOR_FLAGS(__AVX512VPOPCNTDQ__, __AVX512BF16__, __AVX512FP16__, __AVX512VP2INTERSECT__))
 #else
-#define RUVECTOR_ABI_ISA                                                                                         \
-  RUVECTOR_CONCAT(RUVECTOR_FLAG(__ARM_NEON), RUVECTOR_FLAG(__ARM_FEATURE_FMA), RUVECTOR_FLAG(__ARM_FEATURE_SVE), \
-                  RUVECTOR_FLAG(__ARM_FEATURE_SVE2), RUVECTOR_FLAG(__ARM_FEATURE_DOTPROD),                       \
-                  RUVECTOR_FLAG(__ARM_FEATURE_FP16_VECTOR_ARITHMETIC), RUVECTOR_FLAG(__ARM_FEATURE_BF16),        \
-                  RUVECTOR_FLAG(__wasm_simd128__))
+#define RUVECTOR_ABI_ISA                                                                                          \
+  RUVECTOR_CONCAT(RUVECTOR_FLAGS(__ARM_NEON, __ARM_FEATURE_FMA, __ARM_FEATURE_SVE, __ARM_FEATURE_SVE2),           \
+                  RUVECTOR_FLAGS(__ARM_FEATURE_DOTPROD, __ARM_FEATURE_FP16_VECTOR_ARITHMETIC, __ARM_FEATURE_BF16, \
+                                 __wasm_simd128__),                                                               \
+                  , , , , , )
 #endif
 
 #ifdef NDEBUG
