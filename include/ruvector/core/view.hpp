@@ -96,7 +96,7 @@ class MatrixView {
   /// Columns first … first+count−1: `x.cols(h * width, width)` is head h.
   [[nodiscard]] constexpr MatrixView cols(Index first, Index count) const {
     RUVECTOR_ASSERT(0 <= first && 0 <= count && first + count <= cols_);
-    return {data_ + first, rows_, count, stride_};
+    return {rows_ == 0 ? data_ : data_ + first, rows_, count, stride_};  // no offset to a null pointer
   }
 
  private:
