@@ -6,6 +6,9 @@
 include(CMakePackageConfigHelpers)
 include(GNUInstallDirs)
 
+# Headers can be installed and packaged without building the tests first.
+set(CMAKE_SKIP_INSTALL_ALL_DEPENDENCY ON)
+
 set(package_dir "${CMAKE_INSTALL_DATADIR}/cmake/ruvector")
 
 install(TARGETS ruvector EXPORT ruvectorTargets FILE_SET HEADERS DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}")

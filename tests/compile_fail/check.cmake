@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
 #
-# cmake -D COMPILER=<c++> -D FILE=<source> -D INCLUDES=<list> -P check.cmake
+# cmake -D COMPILER=<c++> -D FILE=<source> -D INCLUDES=<options> -P check.cmake
 #
 # Compiles a file that is wrong on purpose. Its comments say what has to come of it:
 #   // expect: <regex>        what the compiler's output has to contain (every such line)
@@ -13,7 +13,6 @@ file(STRINGS "${FILE}" expectations REGEX "^// expect: ")
 file(STRINGS "${FILE}" flags REGEX "^// flags: ")
 string(REGEX REPLACE "^// flags: " "" flags "${flags}")
 separate_arguments(flags UNIX_COMMAND "${flags}")
-list(TRANSFORM INCLUDES PREPEND "-I")
 set(command "${COMPILER}" -std=c++20 -fsyntax-only ${INCLUDES})
 
 execute_process(COMMAND ${command} -D RUVECTOR_CONTROL "${FILE}" RESULT_VARIABLE code ERROR_VARIABLE output)

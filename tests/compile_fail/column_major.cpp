@@ -4,7 +4,9 @@
 
 #include <Eigen/Core>
 
-float first(ruvector::MatrixView<const float> x) { return x(0, 0); }
+float first(ruvector::MatrixView<const float> x) {
+  return x(0, 0);
+}
 
 #ifdef RUVECTOR_CONTROL
 using Matrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
@@ -12,4 +14,6 @@ using Matrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMa
 using Matrix = Eigen::MatrixXf;  // column-major: a view of it would be its transpose
 #endif
 
-float use(const Matrix& m) { return first(m); }
+float use(const Matrix& m) {
+  return first(m);
+}

@@ -2,7 +2,9 @@
 // expect: the view would outlive the matrix
 #include <ruvector/core/matrix.hpp>
 
-ruvector::Matrix<float> make() { return {2, 3}; }
+ruvector::Matrix<float> make() {
+  return {2, 3};
+}
 
 float use() {
 #ifdef RUVECTOR_CONTROL

@@ -2,7 +2,9 @@
 // expect: not row-major with contiguous rows, or a temporary that owns its elements
 #include <ruvector/core/eigen.hpp>
 
-ruvector::EigenMatrix<float> make() { return ruvector::EigenMatrix<float>::Zero(2, 3); }
+ruvector::EigenMatrix<float> make() {
+  return ruvector::EigenMatrix<float>::Zero(2, 3);
+}
 
 float use() {
 #ifdef RUVECTOR_CONTROL
