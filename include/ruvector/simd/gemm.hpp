@@ -1,0 +1,239 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include "ruvector/core/error.hpp"
+#include "ruvector/core/real.hpp"
+#include "ruvector/core/view.hpp"
+#include "ruvector/core/workspace.hpp"
+#include "ruvector/simd/arch.hpp"
+#include "ruvector/simd/transpose.hpp"
+
+#include <algorithm>
+#include <type_traits>
+#include <utility>
+
+// One packed, register-blocked product for everything: attention tiles, Linear, batched search. Element (i, j) is one
+// chain
+//
+//   c = fma(a_i0, b_0j, c),  c = fma(a_i1, b_1j, c),  …
+//
+// in index order, whatever the shapes and blocks, so that a row of the result depends on that row alone, bit for bit.
+
+#if defined(__clang__)
+#define RUVECTOR_UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define RUVECTOR_UNROLL _Pragma("GCC unroll 16")
+#endif
+
+namespace ruvector::inline RUVECTOR_ABI::simd {
+
+/// What a product does with the matrix it writes to.
+enum class Product {
+  assign,      ///< c = a b
+  accumulate,  ///< c += a b, continuing the chain from c
+};
+
+namespace detail {
+
+#if defined(__AVX512F__) || defined(__aarch64__)
+inline constexpr int vector_registers = 32;
+#else
+inline constexpr int vector_registers = 16;
+#endif
+
+// A block of 6 × 4 accumulators leaves room in 32 registers for a row of B and a broadcast; 6 × 2 in 16.
+inline constexpr int product_rows = 6;
+inline constexpr int product_vectors = vector_registers >= 32 ? 4 : 2;
+
+/// Steps of the sum that a packed panel holds: 192 × 64 floats fill a 48 KiB L1 cache.
+template <Real T>
+inline constexpr Index product_depth = Index(768 / sizeof(T));
+
+/// Elements of B packed at a time: a quarter of a 1 MiB L2 cache.
+template <Real T>
+inline constexpr Index product_packed = Index((1 << 18) / sizeof(T));
+
+/// Rows that meet one panel before the next is taken: their part of A stays in L2, their part of C within reach of the
+/// TLB.
+inline constexpr Index product_row_chunk = 96;
+
+/// The left factor: element (i, p) is data[i · row + p · step], so that a transposed one is the same thing.
+template <Real T>
+struct LeftFactor {
+  const T* data;
+  Index row, step;
+};
+
+/// A block of [rows × cols] of the product, cols ≤ vectors · lanes: `depth` steps from the packed panel of B.
+template <int rows, int vectors, Real T>
+inline void product_block(LeftFactor<T> a, const T* panel, Index depth, T* c, Index c_stride, Index cols,
+                          Product mode) {
+  constexpr Index width = lanes<T>;
+  const Index last = cols - (vectors - 1) * width;  // columns in the last vector
+  Batch<T> sum[rows][vectors];
+  RUVECTOR_UNROLL for (int i = 0; i < rows; ++i) {
+    RUVECTOR_UNROLL for (int v = 0; v < vectors; ++v) {
+      const T* from = c + i * c_stride + v * width;
+      if (mode == Product::assign)
+        sum[i][v] = Batch<T>(T(0));
+      else
+        sum[i][v] = v + 1 < vectors ? simd::load(from) : simd::load_partial(from, last);
+    }
+  }
+  const T* step = a.data;
+  for (Index p = 0; p < depth; ++p) {
+    Batch<T> b[vectors];
+    RUVECTOR_UNROLL for (int v = 0; v < vectors; ++v) b[v] = simd::load(panel + v * width);
+    RUVECTOR_UNROLL for (int i = 0; i < rows; ++i) {
+      const Batch<T> left(step[i * a.row]);
+      RUVECTOR_UNROLL for (int v = 0; v < vectors; ++v) sum[i][v] = simd::fma(left, b[v], sum[i][v]);
+    }
+    panel += vectors * width;
+    step += a.step;
+  }
+  RUVECTOR_UNROLL for (int i = 0; i < rows; ++i) {
+    T* to = c + i * c_stride;
+    RUVECTOR_UNROLL for (int v = 0; v + 1 < vectors; ++v) simd::store(to + v * width, sum[i][v]);
+    if (last == width)  // a masked store of a full register costs ten times a plain one on Zen 5
+      simd::store(to + (vectors - 1) * width, sum[i][vectors - 1]);
+    else
+      simd::store_partial(to + (vectors - 1) * width, last, sum[i][vectors - 1]);
+  }
+}
+
+/// All rows of c against one panel.
+template <int vectors, Real T>
+void product_panel(LeftFactor<T> a, const T* panel, Index depth, MatrixView<T> c, Product mode) {
+  Index i = 0;
+  const auto block = [&]<int rows>(std::integral_constant<int, rows>) {
+    product_block<rows, vectors>({a.data + i * a.row, a.row, a.step}, panel, depth, c.data() + i * c.stride(),
+                                 c.stride(), c.cols(), mode);
+  };
+  for (; i + product_rows <= c.rows(); i += product_rows) block(std::integral_constant<int, product_rows>{});
+  static_assert(product_rows == 6);
+  switch (c.rows() - i) {
+    case 1:
+      return block(std::integral_constant<int, 1>{});
+    case 2:
+      return block(std::integral_constant<int, 2>{});
+    case 3:
+      return block(std::integral_constant<int, 3>{});
+    case 4:
+      return block(std::integral_constant<int, 4>{});
+    case 5:
+      return block(std::integral_constant<int, 5>{});
+    default:
+      return;
+  }
+}
+
+/// Copies rows first … first+depth−1 of b's columns into a panel `width` wide, zero where there is no column.
+template <Real T>
+void pack_panel(MatrixView<const T> b, Index first, Index depth, Index column, Index cols, Index width, T* panel) {
+  for (Index p = 0; p < depth; ++p) {
+    const T* from = b.data() + (first + p) * b.stride() + column;
+    T* to = panel + p * width;
+    std::copy_n(from, cols, to);
+    std::fill_n(to + cols, width - cols, T(0));
+  }
+}
+
+/// The same from bᵀ: columns of the product are rows of b.
+template <Real T>
+void pack_panel_transposed(MatrixView<const T> b, Index first, Index depth, Index column, Index cols, Index width,
+                           T* panel) {
+  transpose<T>(b.rows(column, cols).cols(first, depth), MatrixView<T>(panel, depth, cols, width));
+  if (cols < width)
+    for (Index p = 0; p < depth; ++p) std::fill_n(panel + p * width + cols, width - cols, T(0));
+}
+
+template <Real T, class Pack>
+void product(LeftFactor<T> a, Index depth, MatrixView<T> c, Product mode, Workspace& workspace, Pack&& pack) {
+  constexpr Index width = product_vectors * lanes<T>;
+  if (depth == 0 && mode == Product::assign)
+    for (Index i = 0; i < c.rows(); ++i) std::ranges::fill(c.row(i), T(0));
+  if (depth == 0 || c.empty()) return;
+  // Steps of the sum a panel holds, and panels packed together.
+  const Index steps_at_once = std::min(depth, product_depth<T>);
+  const Index cols_at_once =
+      std::min((c.cols() + width - 1) / width, std::max(Index(1), product_packed<T> / (steps_at_once * width))) * width;
+  auto frame = workspace.frame();
+  T* packed = frame.span<T>(cols_at_once * steps_at_once).data();
+  for (Index j = 0; j < c.cols(); j += cols_at_once) {
+    const Index block_cols = std::min(cols_at_once, c.cols() - j);
+    for (Index p = 0; p < depth; p += steps_at_once) {
+      const Index steps = std::min(steps_at_once, depth - p);
+      const Product block_mode = p == 0 ? mode : Product::accumulate;
+      for (Index q = 0; q < block_cols; q += width) {
+        const Index cols = std::min(width, block_cols - q);
+        pack(p, steps, j + q, cols, (cols + lanes<T> - 1) / lanes<T> * lanes<T>, packed + q * steps_at_once);
+      }
+      for (Index i = 0; i < c.rows(); i += product_row_chunk) {
+        const Index rows = std::min(product_row_chunk, c.rows() - i);
+        const LeftFactor<T> left{a.data + i * a.row + p * a.step, a.row, a.step};
+        for (Index q = 0; q < block_cols; q += width) {
+          const MatrixView<T> block = c.rows(i, rows).cols(j + q, std::min(width, block_cols - q));
+          const T* panel = packed + q * steps_at_once;
+          switch ((block.cols() + lanes<T> - 1) / lanes<T>) {
+            case 1:
+              product_panel<1>(left, panel, steps, block, block_mode);
+              break;
+            case 2:
+              product_panel<2>(left, panel, steps, block, block_mode);
+              break;
+            case 3:
+              if constexpr (product_vectors > 2) product_panel<3>(left, panel, steps, block, block_mode);
+              break;
+            default:
+              if constexpr (product_vectors > 2) product_panel<4>(left, panel, steps, block, block_mode);
+              break;
+          }
+        }
+      }
+    }
+  }
+}
+
+}  // namespace detail
+
+/// c = a b: [m×k] [k×n] → [m×n], O(m n k). Throws ShapeError where sizes differ.
+template <Real T>
+void gemm(std::type_identity_t<MatrixView<const T>> a, std::type_identity_t<MatrixView<const T>> b, MatrixView<T> c,
+          Workspace& workspace, Product mode = Product::assign) {
+  check_shape("gemm: rows of a", c.rows(), a.rows());
+  check_shape("gemm: rows of b", a.cols(), b.rows());
+  check_shape("gemm: columns of b", c.cols(), b.cols());
+  detail::product<T>({a.data(), a.stride(), 1}, a.cols(), c, mode, workspace,
+                     [&](Index p, Index steps, Index j, Index cols, Index width, T* panel) {
+                       detail::pack_panel<T>(b, p, steps, j, cols, width, panel);
+                     });
+}
+
+/// c = a bᵀ: [m×k] [n×k] → [m×n], O(m n k). Scores of queries against keys, a linear layer. Throws ShapeError where
+/// sizes differ.
+template <Real T>
+void gemm_transposed(std::type_identity_t<MatrixView<const T>> a, std::type_identity_t<MatrixView<const T>> b,
+                     MatrixView<T> c, Workspace& workspace, Product mode = Product::assign) {
+  check_shape("gemm_transposed: rows of a", c.rows(), a.rows());
+  check_shape("gemm_transposed: columns of b", a.cols(), b.cols());
+  check_shape("gemm_transposed: rows of b", c.cols(), b.rows());
+  detail::product<T>({a.data(), a.stride(), 1}, a.cols(), c, mode, workspace,
+                     [&](Index p, Index steps, Index j, Index cols, Index width, T* panel) {
+                       detail::pack_panel_transposed<T>(b, p, steps, j, cols, width, panel);
+                     });
+}
+
+/// c = aᵀ b: [k×m] [k×n] → [m×n], O(m n k). Gradients of weights. Throws ShapeError where sizes differ.
+template <Real T>
+void gemm_left_transposed(std::type_identity_t<MatrixView<const T>> a, std::type_identity_t<MatrixView<const T>> b,
+                          MatrixView<T> c, Workspace& workspace, Product mode = Product::assign) {
+  check_shape("gemm_left_transposed: columns of a", c.rows(), a.cols());
+  check_shape("gemm_left_transposed: rows of b", a.rows(), b.rows());
+  check_shape("gemm_left_transposed: columns of b", c.cols(), b.cols());
+  detail::product<T>({a.data(), 1, a.stride()}, a.rows(), c, mode, workspace,
+                     [&](Index p, Index steps, Index j, Index cols, Index width, T* panel) {
+                       detail::pack_panel<T>(b, p, steps, j, cols, width, panel);
+                     });
+}
+
+}  // namespace ruvector::inline RUVECTOR_ABI::simd
