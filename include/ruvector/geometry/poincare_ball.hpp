@@ -11,6 +11,8 @@
 #include <algorithm>
 #include <cmath>
 #include <span>
+#include <string_view>
+#include <utility>
 
 namespace ruvector::inline RUVECTOR_ABI::geometry {
 
@@ -30,11 +32,12 @@ template <Real T>
   return {clipped, clipped.moved ? margin * (2 - margin) : 1 - c * clipped.square};
 }
 
-/// A vector in the span of X, P and the upstream gradient G of one operation.
+/// A vector a X + b P + e G in the span of the vectors of one operation; G is the upstream gradient.
 struct BallVector {
   double x = 0, p = 0, g = 0;
 
   friend BallVector operator+(BallVector a, BallVector b) { return {a.x + b.x, a.p + b.p, a.g + b.g}; }
+  friend BallVector operator-(BallVector a, BallVector b) { return {a.x - b.x, a.p - b.p, a.g - b.g}; }
   friend BallVector operator*(double k, BallVector a) { return {k * a.x, k * a.p, k * a.g}; }
 };
 
@@ -46,7 +49,7 @@ struct BallPair {
   double x_scale, y_scale;  // X = x_scale · x, Y = y_scale · y
   double c, alpha, beta;    // α = 1 − c‖X‖², β = 1 − c‖Y‖²
   double xx, xp, delta;     // X·X, X·P, P·P
-  double denominator;       // αβ + cδ = 1 − 2c⟨X, Y⟩ + c²‖X‖²‖Y‖²
+  double denominator;       // D = αβ + cδ = 1 − 2c⟨X, Y⟩ + c²‖X‖²‖Y‖²
 
   BallPair(double c_, std::span<const T> x, const BallPoint& x_point, double x_sign, std::span<const T> y,
            double y_scale_, double beta_)
@@ -57,16 +60,54 @@ struct BallPair {
         c(c_),
         alpha(x_point.alpha),
         beta(beta_),
-        xx(x_point.square) {
-    delta = sum(length(x), [this](Index i) { return P(i) * P(i); });
-    xp = sum(length(x), [this](Index i) { return X(i) * P(i); });
-    denominator = alpha * beta + c * delta;
-  }
+        xx(x_point.square),
+        xp(sum(length(x), [this](Index i) { return X(i) * P(i); })),
+        delta(sum(length(x), [this](Index i) { return P(i) * P(i); })),
+        denominator(alpha * beta + c * delta) {}
 
   [[nodiscard]] double X(Index i) const { return x_scale * double(x_data[std::size_t(i)]); }
   [[nodiscard]] double Y(Index i) const { return y_scale * double(y_data[std::size_t(i)]); }
   [[nodiscard]] double P(Index i) const { return Y(i) - X(i); }
+
+  [[nodiscard]] double dot_x(BallVector a, double gx) const { return a.x * xx + a.p * xp + a.g * gx; }
+  [[nodiscard]] double dot_y(BallVector a, double gx, double gp) const {
+    return dot_x(a, gx) + a.x * xp + a.p * delta + a.g * gp;
+  }
 };
+
+/// The gradients by X and by Y of a function of both.
+struct BallGradient {
+  BallVector x, y;
+};
+
+/// m = (−X) ⊕ Y = (αP − cδX)/D backward: the gradients of G·m, given gx = G·X and gp = G·P; adds to d_c. Where m had to
+/// be projected to the radius `reach`/√c, those of the projection.
+template <Real T>
+[[nodiscard]] BallGradient translation_vjp(const BallPair<T>& pair, double gx, double gp, double reach, double& d_c) {
+  const auto& [x_data, y_data, x_scale, y_scale, c, alpha, beta, xx, xp, delta, denominator] = pair;
+  const double cd = c * delta;
+  double gm = (alpha * gp - cd * gx) / denominator;
+  BallVector g = {0, 0, 1};
+  // 1 − c‖m‖² = αβ/D
+  if (alpha * beta < (1 - reach * reach) * denominator) {
+    // The projection f m, f = R/‖m‖, sends back f (G − (G·m) m/‖m‖²); R is proportional to 1/√c.
+    const double mm = delta / denominator;
+    const double f = reach / std::sqrt(c * mm), k = -f * gm / mm;
+    d_c -= f * gm / (2 * c);
+    g = {-k * cd / denominator, k * alpha / denominator, f};
+    gx = f * gx + k * (alpha * xp - cd * xx) / denominator;
+    gp = f * gp + k * (alpha * delta - cd * xp) / denominator;
+    gm = 0;
+  }
+  const double d_alpha = (gp - beta * gm) / denominator;
+  const double d_beta = -alpha * gm / denominator;
+  const double d_delta = -c * (gx + gm) / denominator;
+  const BallVector y = {1, 1, 0};  // Y = X + P
+  const BallVector by_p = (alpha / denominator) * g + BallVector{0, 2 * d_delta, 0};
+  const double yy = xx + 2 * xp + delta;
+  d_c -= delta * (gx + gm) / denominator + d_alpha * xx + d_beta * yy;
+  return {(-cd / denominator) * g - BallVector{2 * c * d_alpha, 0, 0} - by_p, by_p - (2 * c * d_beta) * y};
+}
 
 }  // namespace detail
 
@@ -144,32 +185,374 @@ struct PoincareBall {
   }
 
   /// out = x, moved to ‖x‖ = (1 − margin)/s if it is outside of that. Returns whether it was moved. `out` may be x.
+  /// Throws ConfigError unless 0 < margin < 1.
   bool project(std::span<const T> x, std::span<T> out, T margin = boundary_margin<T>) const {
     const double c = checked("PoincareBall::project", x, out);
-    return detail::clip_into(x, out, c, 1 - double(margin));
+    return detail::clip_into(x, out, c, 1 - detail::checked_margin(margin));
+  }
+
+  /// Adds the gradients of d_out · project(x): a point that is moved passes no radial gradient on.
+  void project_vjp(std::span<const T> x, std::span<const T> d_out, std::span<T> d_x, PoincareBall& grad,
+                   T margin = boundary_margin<T>) const {
+    const double c = checked("PoincareBall::project_vjp", x, d_out);
+    detail::check_wanted("PoincareBall::project_vjp: d_x", detail::length(x), d_x);
+    const detail::Clipped cx = detail::clip(x, c, 1 - detail::checked_margin(margin));
+    double d_c = 0;
+    const double k = detail::pull_back(cx, cx.scale * detail::dot(x, d_out), c, d_c);
+    detail::accumulate(d_x, [&](Index i) { return cx.scale * (at(d_out, i) + k * cx.scale * at(x, i)); });
+    grad.curvature += static_cast<T>(d_c);
+  }
+
+  /// λ_x = 2/(1 − c‖x‖²): how much longer a small step at x is than it looks.
+  [[nodiscard]] T conformal_factor(std::span<const T> x) const {
+    return static_cast<T>(2 / detail::ball_point(x, checked("PoincareBall::conformal_factor", x)).alpha);
+  }
+
+  /// Adds d_out ∂λ/∂x = d_out cλ²x to d_x and d_out λ²‖x‖²/2 to grad.curvature.
+  void conformal_factor_vjp(std::span<const T> x, T d_out, std::span<T> d_x, PoincareBall& grad) const {
+    const double c = checked("PoincareBall::conformal_factor_vjp", x);
+    detail::check_wanted("PoincareBall::conformal_factor_vjp: d_x", detail::length(x), d_x);
+    const detail::BallPoint px = detail::ball_point(x, c);
+    add_alpha_gradient(x, px, c, -2 * double(d_out) / (px.alpha * px.alpha), d_x, grad);
+  }
+
+  /// ⟨u, v⟩_x = λ_x² u·v: the metric.
+  [[nodiscard]] T inner(std::span<const T> x, std::span<const T> u, std::span<const T> v) const {
+    const double alpha = detail::ball_point(x, checked("PoincareBall::inner", x, u, v)).alpha;
+    return static_cast<T>(4 * detail::dot(u, v) / (alpha * alpha));
+  }
+
+  /// Adds the gradients of d_out · ⟨u, v⟩_x.
+  void inner_vjp(std::span<const T> x, std::span<const T> u, std::span<const T> v, T d_out, std::span<T> d_x,
+                 std::span<T> d_u, std::span<T> d_v, PoincareBall& grad) const {
+    const double c = checked("PoincareBall::inner_vjp", x, u, v);
+    detail::check_wanted("PoincareBall::inner_vjp: gradients", detail::length(x), d_x, d_u, d_v);
+    const detail::BallPoint px = detail::ball_point(x, c);
+    const double k = 4 * double(d_out) / (px.alpha * px.alpha);
+    add_alpha_gradient(x, px, c, -2 * k * detail::dot(u, v) / px.alpha, d_x, grad);
+    detail::accumulate(d_u, [&](Index i) { return k * at(v, i); });
+    detail::accumulate(d_v, [&](Index i) { return k * at(u, i); });
+  }
+
+  /// ‖v‖_x = λ_x ‖v‖: the length of a tangent vector.
+  [[nodiscard]] T norm(std::span<const T> x, std::span<const T> v) const {
+    const double alpha = detail::ball_point(x, checked("PoincareBall::norm", x, v)).alpha;
+    return static_cast<T>(2 * std::sqrt(detail::dot(v, v)) / alpha);
   }
 
   /// out = g/λ_x² = (α²/4) g: the gradient by the metric of the ball (Nickel & Kiela 2017, eq. 5). `out` may be g.
   void riemannian_gradient(std::span<const T> x, std::span<const T> g, std::span<T> out) const {
-    const double c = checked("PoincareBall::riemannian_gradient", x, g, out);
-    const double alpha = detail::ball_point(x, c).alpha;
+    const double alpha = detail::ball_point(x, checked("PoincareBall::riemannian_gradient", x, g, out)).alpha;
     detail::assign(out, [&](Index i) { return alpha * alpha / 4 * at(g, i); });
+  }
+
+  /// Adds the gradients of d_out · riemannian_gradient(x, g).
+  void riemannian_gradient_vjp(std::span<const T> x, std::span<const T> g, std::span<const T> d_out, std::span<T> d_x,
+                               std::span<T> d_g, PoincareBall& grad) const {
+    const double c = checked("PoincareBall::riemannian_gradient_vjp", x, g, d_out);
+    detail::check_wanted("PoincareBall::riemannian_gradient_vjp: gradients", detail::length(x), d_x, d_g);
+    const detail::BallPoint px = detail::ball_point(x, c);
+    add_alpha_gradient(x, px, c, px.alpha / 2 * detail::dot(g, d_out), d_x, grad);
+    detail::accumulate(d_g, [&](Index i) { return px.alpha * px.alpha / 4 * at(d_out, i); });
+  }
+
+  /// out = x ⊕ y = (α(x + y) + cδx)/(αβ + cδ), δ = ‖x + y‖²: Möbius addition (Ungar 2008, eq. 1.8, rearranged). Returns
+  /// whether the result had to be projected. `out` may be x or y.
+  bool add(std::span<const T> x, std::span<const T> y, std::span<T> out) const {
+    const double c = checked("PoincareBall::add", x, y, out);
+    const detail::BallPoint px = detail::ball_point(x, c), py = detail::ball_point(y, c);
+    return translate(detail::BallPair<T>(c, x, px, -1, y, py.scale, py.alpha), out);
+  }
+
+  /// Adds the gradients of d_out · (x ⊕ y).
+  void add_vjp(std::span<const T> x, std::span<const T> y, std::span<const T> d_out, std::span<T> d_x, std::span<T> d_y,
+               PoincareBall& grad) const {
+    const double c = checked("PoincareBall::add_vjp", x, y, d_out);
+    detail::check_wanted("PoincareBall::add_vjp: gradients", detail::length(x), d_x, d_y);
+    const detail::BallPoint px = detail::ball_point(x, c), py = detail::ball_point(y, c);
+    const detail::BallPair<T> pair(c, x, px, -1, y, py.scale, py.alpha);
+    const auto [gx, gp] = products(pair, d_out);
+    double d_c = 0;
+    auto [by_x, by_y] = detail::translation_vjp(pair, gx, gp, reach, d_c);
+    by_x.x += detail::pull_back(px, pair.dot_x(by_x, gx), c, d_c);
+    const double radial = detail::pull_back(py, pair.dot_y(by_y, gx, gp), c, d_c);
+    by_y = by_y + detail::BallVector{radial, radial, 0};
+    accumulate(d_x, pair.x_scale, pair, by_x, d_out);
+    accumulate(d_y, pair.y_scale, pair, by_y, d_out);
+    grad.curvature += static_cast<T>(d_c);
   }
 
   /// out = exp_x(v) = x ⊕ (tanh(s λ_x ‖v‖/2)/(s‖v‖)) v: where the geodesic from x with velocity v is at time 1.
   /// Returns whether the result had to be projected. `out` may be x or v. (Ganea 2018, lemma 2)
   bool exp(std::span<const T> x, std::span<const T> v, std::span<T> out) const {
     const double c = checked("PoincareBall::exp", x, v, out);
-    const detail::BallPoint px = detail::ball_point(x, c);
+    const Step step(c, x, v);
+    return translate(step.pair, out);
+  }
+
+  /// Adds the gradients of d_out · exp_x(v).
+  void exp_vjp(std::span<const T> x, std::span<const T> v, std::span<const T> d_out, std::span<T> d_x, std::span<T> d_v,
+               PoincareBall& grad) const {
+    const double c = checked("PoincareBall::exp_vjp", x, v, d_out);
+    detail::check_wanted("PoincareBall::exp_vjp: gradients", detail::length(x), d_x, d_v);
+    const Step step(c, x, v);
+    const detail::BallPair<T>& pair = step.pair;
+    const auto [gx, gp] = products(pair, d_out);
+    double d_c = 0;
+    auto [by_x, by_y] = detail::translation_vjp(pair, gx, gp, reach, d_c);
+    // Y = h v with h = g(τ)/α, τ = c‖v‖²/α², g(τ) = tanh √τ / √τ
+    const double alpha = pair.alpha;
+    const double h_d_h = pair.dot_y(by_y, gx, gp);
+    const double d_tau = h_d_h / step.h * step.quotient.slope / alpha;
+    const double d_alpha = -(h_d_h + 2 * d_tau * step.tau) / alpha;
+    d_c += d_tau * step.v.square / (alpha * alpha) - d_alpha * pair.xx;
+    by_x.x -= 2 * c * d_alpha;
+    by_x.x += detail::pull_back(step.x, pair.dot_x(by_x, gx), c, d_c);
+    const double by_v =
+        2 * d_tau * c / (alpha * alpha) + detail::pull_back(step.v, h_d_h + 2 * d_tau * step.tau, c, d_c);
+    accumulate(d_x, pair.x_scale, pair, by_x, d_out);
+    accumulate(d_v, pair.y_scale, pair, by_y, d_out);
+    detail::accumulate(d_v, [&](Index i) { return step.v.scale * by_v * step.v.scale * at(v, i); });
+    grad.curvature += static_cast<T>(d_c);
+  }
+
+  /// out = log_x(y) = F(u) (α(y − x) − cδx)/β with u² = cδ/(αβ) and F(u) = asinh u/(u√(1 + u²)): the velocity at x of
+  /// the geodesic that is at y at time 1, the inverse of exp_x. `out` may be x or y. (Ganea 2018, lemma 2, rearranged)
+  void log(std::span<const T> x, std::span<const T> y, std::span<T> out) const {
+    const double c = checked("PoincareBall::log", x, y, out);
+    const detail::BallPoint px = detail::ball_point(x, c), py = detail::ball_point(y, c);
+    const detail::BallPair<T> pair(c, x, px, 1, y, py.scale, py.alpha);
+    const double cd = c * pair.delta;
+    const double k = detail::asinh_quotient(cd / (pair.alpha * pair.beta)).value / pair.beta;
+    detail::assign(out, [&](Index i) { return k * (pair.alpha * pair.P(i) - cd * pair.X(i)); });
+  }
+
+  /// Adds the gradients of d_out · log_x(y).
+  void log_vjp(std::span<const T> x, std::span<const T> y, std::span<const T> d_out, std::span<T> d_x, std::span<T> d_y,
+               PoincareBall& grad) const {
+    const double c = checked("PoincareBall::log_vjp", x, y, d_out);
+    detail::check_wanted("PoincareBall::log_vjp: gradients", detail::length(x), d_x, d_y);
+    const detail::BallPoint px = detail::ball_point(x, c), py = detail::ball_point(y, c);
+    const detail::BallPair<T> pair(c, x, px, 1, y, py.scale, py.alpha);
+    const auto [gx, gp] = products(pair, d_out);
+    const double alpha = pair.alpha, beta = pair.beta, delta = pair.delta;
+    const double t = c * delta / (alpha * beta);
+    const auto [f, slope] = detail::asinh_quotient(t);
+    const double gn = alpha * gp - c * delta * gx;
+    const double d_t = slope * gn / beta;
+    const double d_alpha = f * gp / beta - d_t * t / alpha;
+    const double d_beta = -(f * gn / beta + d_t * t) / beta;
+    const double d_delta = c / beta * (d_t / alpha - f * gx);
+    double d_c = delta / beta * (d_t / alpha - f * gx) - d_alpha * px.square - d_beta * py.square;
+    const detail::BallVector by_p{0, 2 * d_delta, f * alpha / beta};
+    detail::BallVector by_x = detail::BallVector{-2 * c * d_alpha, 0, -f * c * delta / beta} - by_p;
+    detail::BallVector by_y = by_p - detail::BallVector{2 * c * d_beta, 2 * c * d_beta, 0};
+    by_x.x += detail::pull_back(px, pair.dot_x(by_x, gx), c, d_c);
+    const double radial = detail::pull_back(py, pair.dot_y(by_y, gx, gp), c, d_c);
+    by_y = by_y + detail::BallVector{radial, radial, 0};
+    accumulate(d_x, pair.x_scale, pair, by_x, d_out);
+    accumulate(d_y, pair.y_scale, pair, by_y, d_out);
+    grad.curvature += static_cast<T>(d_c);
+  }
+
+  /// out = exp_0(v) = (tanh(s‖v‖)/(s‖v‖)) v. Returns whether the result had to be projected. `out` may be v.
+  bool exp0(std::span<const T> v, std::span<T> out) const {
+    const double c = checked("PoincareBall::exp0", v, out);
     const detail::Clipped cv = detail::clip(v, c, longest);
-    const double h = detail::tanh_quotient(c * cv.square / (px.alpha * px.alpha)).value / px.alpha;
-    const double beta = detail::sech_squared(std::sqrt(c * cv.square) / px.alpha);
-    return translate(detail::BallPair<T>(c, x, px, -1, v, h * cv.scale, beta), out);
+    const double scale = cv.scale * detail::tanh_quotient(c * cv.square).value;
+    detail::assign(out, [&](Index i) { return scale * at(v, i); });
+    return detail::clip_into(std::span<const T>(out), out, c, reach);
+  }
+
+  /// Adds the gradients of d_out · exp_0(v).
+  void exp0_vjp(std::span<const T> v, std::span<const T> d_out, std::span<T> d_v, PoincareBall& grad) const {
+    const double c = checked("PoincareBall::exp0_vjp", v, d_out);
+    detail::check_wanted("PoincareBall::exp0_vjp: d_v", detail::length(v), d_v);
+    const double square = detail::dot(v, v), vg = detail::dot(v, d_out);
+    // Beyond tanh(s‖v‖) = 1 − ε the result is the projection of v itself.
+    if (std::sqrt(c * square) > std::atanh(reach)) return project_vjp(v, d_out, d_v, grad);
+    const detail::Jet g = detail::tanh_quotient(c * square);
+    detail::accumulate(d_v, [&](Index i) { return g.value * at(d_out, i) + 2 * c * g.slope * vg * at(v, i); });
+    grad.curvature += static_cast<T>(g.slope * square * vg);
+  }
+
+  /// out = log_0(y) = (artanh(s‖y‖)/(s‖y‖)) y, the inverse of exp_0. `out` may be y.
+  void log0(std::span<const T> y, std::span<T> out) const {
+    const double c = checked("PoincareBall::log0", y, out);
+    const detail::BallPoint py = detail::ball_point(y, c);
+    const double scale = py.scale * detail::artanh_quotient(c * py.square, py.alpha).value;
+    detail::assign(out, [&](Index i) { return scale * at(y, i); });
+  }
+
+  /// Adds the gradients of d_out · log_0(y).
+  void log0_vjp(std::span<const T> y, std::span<const T> d_out, std::span<T> d_y, PoincareBall& grad) const {
+    const double c = checked("PoincareBall::log0_vjp", y, d_out);
+    detail::check_wanted("PoincareBall::log0_vjp: d_y", detail::length(y), d_y);
+    const detail::BallPoint py = detail::ball_point(y, c);
+    const detail::Jet f = detail::artanh_quotient(c * py.square, py.alpha);
+    const double yg = py.scale * detail::dot(y, d_out);
+    double d_c = f.slope * py.square * yg;
+    double k = 2 * c * f.slope * yg;
+    k += detail::pull_back(py, f.value * yg + k * py.square, c, d_c);
+    detail::accumulate(d_y, [&](Index i) { return py.scale * (f.value * at(d_out, i) + k * py.scale * at(y, i)); });
+    grad.curvature += static_cast<T>(d_c);
+  }
+
+  /// out = (λ_x/λ_y) gyr[y, −x]v: v at x carried along the geodesic to y, which keeps lengths and angles. Written as
+  /// (β/α)[v − (2c/D)((aβ + e)(y − x) + (acδ − eα)y)] with a = x·v, e = (y − x)·v, D = αβ + cδ. `out` may be v.
+  /// (Ungar 2008, eq. 1.27 and 3.71, rearranged)
+  void transport(std::span<const T> x, std::span<const T> y, std::span<const T> v, std::span<T> out) const {
+    const double c = checked("PoincareBall::transport", x, y, v, out);
+    const detail::BallPoint px = detail::ball_point(x, c), py = detail::ball_point(y, c);
+    const detail::BallPair<T> pair(c, x, px, 1, y, py.scale, py.alpha);
+    const auto [a, e] = products(pair, v);
+    const double m = 2 * c / pair.denominator, k = pair.beta / pair.alpha;
+    const double zp = m * (a * pair.beta + e), zy = m * (a * c * pair.delta - e * pair.alpha);
+    detail::assign(out, [&](Index i) { return k * (at(v, i) - zp * pair.P(i) - zy * pair.Y(i)); });
+  }
+
+  /// Adds the gradients of d_out · transport(x, y, v).
+  void transport_vjp(std::span<const T> x, std::span<const T> y, std::span<const T> v, std::span<const T> d_out,
+                     std::span<T> d_x, std::span<T> d_y, std::span<T> d_v, PoincareBall& grad) const {
+    const double c = checked("PoincareBall::transport_vjp", x, y, v, d_out);
+    detail::check_wanted("PoincareBall::transport_vjp: gradients", detail::length(x), d_x, d_y, d_v);
+    const detail::BallPoint px = detail::ball_point(x, c), py = detail::ball_point(y, c);
+    const detail::BallPair<T> pair(c, x, px, 1, y, py.scale, py.alpha);
+    const auto [a, e] = products(pair, v);
+    const auto [gx, gp] = products(pair, d_out);
+    const double gv = detail::dot(v, d_out), gy = gx + gp;
+    const double alpha = pair.alpha, beta = pair.beta, delta = pair.delta, D = pair.denominator, k = beta / alpha;
+    // out = k (v + m Z), m = −2c/D, Z = zp P + zy Y
+    const double zp = a * beta + e, zy = a * c * delta - e * alpha, gz = zp * gp + zy * gy;
+    const double m = -2 * c / D, d_k = gv + m * gz, d_D = -k * m * gz / D;
+    const double d_zp = k * m * gp, d_zy = k * m * gy;
+    const double d_a = beta * d_zp + c * delta * d_zy, d_e = d_zp - alpha * d_zy;
+    const double d_alpha = -e * d_zy + beta * d_D - d_k * k / alpha;
+    const double d_beta = a * d_zp + alpha * d_D + d_k / alpha;
+    const double d_delta = c * (a * d_zy + d_D);
+    double d_c = -2 * k * gz / D + delta * (a * d_zy + d_D) - d_alpha * px.square - d_beta * py.square;
+    const detail::BallVector by_p{0, 2 * d_delta, k * m * zp};                    // and d_e v
+    detail::BallVector by_x = detail::BallVector{-2 * c * d_alpha, 0, 0} - by_p;  // and (d_a − d_e) v
+    detail::BallVector by_y = by_p + detail::BallVector{-2 * c * d_beta, -2 * c * d_beta, k * m * zy};  // and d_e v
+    by_x.x += detail::pull_back(px, pair.dot_x(by_x, gx) + (d_a - d_e) * a, c, d_c);
+    const double radial = detail::pull_back(py, pair.dot_y(by_y, gx, gp) + d_e * (a + e), c, d_c);
+    by_y = by_y + detail::BallVector{radial, radial, 0};
+    accumulate(d_x, pair.x_scale, pair, by_x, d_out, d_a - d_e, v);
+    accumulate(d_y, pair.y_scale, pair, by_y, d_out, d_e, v);
+    accumulate(d_v, 1, pair, {d_a, d_e, k}, d_out);
+    grad.curvature += static_cast<T>(d_c);
+  }
+
+  /// out = n/(t + √(t² − c‖n‖²)), n = Σ_j w_j λ_j x_j, t = Σ_j w_j (λ_j − 1): the gyromidpoint of the rows of `points`
+  /// [n×d], which is also the Einstein midpoint and the Lorentz centroid. Weights are >= 0 and need not sum to 1; if
+  /// all are 0 (or n = 0), out = 0. Counts projected points in `ws`. O(n d). (Ungar 2008, ch. 8; math of the form:
+  /// ours)
+  bool midpoint(std::span<const T> weights, MatrixView<const T> points, std::span<T> out, Workspace& ws) const {
+    const double c = checked_midpoint("PoincareBall::midpoint", weights, points, std::span<const T>(out));
+    auto frame = ws.frame();
+    const Lifted sum = lift(weights, points, c, frame.template span<double>(points.cols()), ws);
+    const double scale = sum.t == 0 ? 0 : 1 / (sum.t + sum.mass);
+    detail::assign(out, [&](Index i) { return scale * sum.n[std::size_t(i)]; });
+    return detail::clip_into(std::span<const T>(out), out, c, reach);
+  }
+
+  /// Adds the gradients of d_out · midpoint(weights, points) to d_weights [n], d_points [n×d] and grad.curvature.
+  void midpoint_vjp(std::span<const T> weights, MatrixView<const T> points, std::span<const T> d_out,
+                    std::span<T> d_weights, MatrixView<T> d_points, PoincareBall& grad, Workspace& ws) const {
+    const double c = checked_midpoint("PoincareBall::midpoint_vjp", weights, points, d_out);
+    detail::check_wanted("PoincareBall::midpoint_vjp: d_weights", points.rows(), d_weights);
+    detail::check_wanted("PoincareBall::midpoint_vjp: d_points", points, d_points);
+    auto frame = ws.frame();
+    const std::span<double> d_n = frame.template span<double>(points.cols());
+    const Lifted sum = lift(weights, points, c, frame.template span<double>(points.cols()), ws);
+    if (sum.t == 0) return;
+    // m = z/(1 + R), z = n/t, R = √(1 − c‖z‖²)
+    const double r = sum.mass / sum.t;
+    double zg = 0, zz = 0;
+    for (Index i = 0; i < points.cols(); ++i) {
+      const double z = sum.n[std::size_t(i)] / sum.t;
+      zg += z * at(d_out, i);
+      zz += z * z;
+    }
+    const double k = zg / (r * (1 + r) * (1 + r));
+    for (Index i = 0; i < points.cols(); ++i)
+      d_n[std::size_t(i)] = (at(d_out, i) / (1 + r) + c * k * sum.n[std::size_t(i)] / sum.t) / sum.t;
+    const double d_t = -(zg / (1 + r) + c * k * zz) / sum.t;
+    double d_c = k * zz / 2;
+    for (Index j = 0; j < points.rows(); ++j) {
+      const std::span<const T> x = points.row(j);
+      const detail::BallPoint px = detail::ball_point(x, c);
+      const double lambda = 2 / px.alpha, w = at(weights, j);
+      const double nx = px.scale * detail::sum(points.cols(), [&](Index i) { return d_n[std::size_t(i)] * at(x, i); });
+      if (!d_weights.empty()) d_weights[std::size_t(j)] += static_cast<T>(lambda * nx + d_t * (lambda - 1));
+      const double d_lambda = w * (nx + d_t);
+      d_c += d_lambda * lambda * lambda * px.square / 2;
+      double kx = d_lambda * c * lambda * lambda;
+      kx += detail::pull_back(px, w * lambda * nx + kx * px.square, c, d_c);
+      if (d_points.empty()) continue;
+      detail::accumulate(d_points.row(j), [&](Index i) {
+        return px.scale * (w * lambda * d_n[std::size_t(i)] + kx * px.scale * at(x, i));
+      });
+    }
+    grad.curvature += static_cast<T>(d_c);
+  }
+
+  /// out = 0, the centre of the ball.
+  void origin(std::span<T> out) const { std::fill(out.begin(), out.end(), T(0)); }
+
+  /// out = exp_0(v) with v_i normal of the given deviation: the wrapped normal distribution (Nagano 2019).
+  void random_point(Rng& rng, T deviation, std::span<T> out) const {
+    for (T& v : out) v = deviation * rng.template normal<T>();
+    exp0(out, out);
   }
 
  private:
+  // The largest s‖x‖.
+  static constexpr double reach = 1 - double(boundary_margin<T>);
   // Tangent vectors with s‖v‖ over this are shortened to it: the result is the same, and squares do not overflow.
   static constexpr double longest = 1e100;
+
+  // exp_x(v) = (−X) ⊕ Y with X = −x, Y = h v.
+  struct Step {
+    detail::BallPoint x;
+    detail::Clipped v;
+    double tau;  // c‖v‖²/α²
+    detail::Jet quotient;
+    double h;
+    detail::BallPair<T> pair;
+
+    Step(double c, std::span<const T> x_data, std::span<const T> v_data)
+        : x(detail::ball_point(x_data, c)),
+          v(detail::clip(v_data, c, longest)),
+          tau(c * v.square / (x.alpha * x.alpha)),
+          quotient(detail::tanh_quotient(tau)),
+          h(quotient.value / x.alpha),
+          pair(c, x_data, x, -1, v_data, h * v.scale, detail::sech_squared(std::sqrt(tau))) {}
+  };
+
+  // The two sums that the midpoint is made of; mass = √(t² − c‖n‖²).
+  struct Lifted {
+    std::span<double> n;
+    double t, mass;
+  };
+
+  static Lifted lift(std::span<const T> weights, MatrixView<const T> points, double c, std::span<double> n,
+                     Workspace& ws) {
+    std::fill(n.begin(), n.end(), 0.0);
+    double t = 0;
+    for (Index j = 0; j < points.rows(); ++j) {
+      const detail::BallPoint x = detail::ball_point(points.row(j), c);
+      const double lambda = 2 / x.alpha, w = at(weights, j);
+      t += w * (lambda - 1);
+      for (Index i = 0; i < points.cols(); ++i) n[std::size_t(i)] += w * lambda * x.scale * at(points.row(j), i);
+      ws.diagnostics().projected_points += x.moved ? 1 : 0;
+    }
+    // No points inside the margin have a smaller mass: what is below is rounding.
+    constexpr double least = double(boundary_margin<T>) * double(boundary_margin<T>);
+    const double square =
+        t * t - c * detail::sum(points.cols(), [&](Index i) { return n[std::size_t(i)] * n[std::size_t(i)]; });
+    return {n, t, std::sqrt(square < least * t * t ? least * t * t : square)};
+  }
 
   [[nodiscard]] static double at(std::span<const T> x, Index i) { return double(x[std::size_t(i)]); }
 
@@ -186,11 +569,42 @@ struct PoincareBall {
     return detail::checked_curvature(curvature);
   }
 
-  // out = (−X) ⊕ Y = (αP − cδX)/(αβ + cδ), projected.
+  [[nodiscard]] double checked_midpoint(std::string_view what, std::span<const T> weights, MatrixView<const T> points,
+                                        std::span<const T> out) const {
+    check_shape(what, points.rows(), detail::length(weights));
+    check_shape(what, points.cols(), detail::length(out));
+    return detail::checked_curvature(curvature);
+  }
+
+  // (X·g, P·g).
+  [[nodiscard]] static std::pair<double, double> products(const detail::BallPair<T>& pair, std::span<const T> g) {
+    const Index n = detail::length(g);
+    return {detail::sum(n, [&](Index i) { return pair.X(i) * at(g, i); }),
+            detail::sum(n, [&](Index i) { return pair.P(i) * at(g, i); })};
+  }
+
+  // d += scale · (a + b v) for a vector a in the span of X, P and g.
+  static void accumulate(std::span<T> d, double scale, const detail::BallPair<T>& pair, const detail::BallVector& a,
+                         std::span<const T> g, double b = 0, std::span<const T> v = {}) {
+    detail::accumulate(d, [&](Index i) {
+      const double rest = v.empty() ? 0 : b * at(v, i);
+      return scale * (a.x * pair.X(i) + a.p * pair.P(i) + a.g * at(g, i) + rest);
+    });
+  }
+
+  // Adds the gradients of d_alpha · α. A projected point has a constant α.
+  static void add_alpha_gradient(std::span<const T> x, const detail::BallPoint& px, double c, double d_alpha,
+                                 std::span<T> d_x, PoincareBall& grad) {
+    if (px.moved) return;
+    detail::accumulate(d_x, [&](Index i) { return -2 * c * d_alpha * at(x, i); });
+    grad.curvature += static_cast<T>(-d_alpha * px.square);
+  }
+
+  // out = (−X) ⊕ Y = (αP − cδX)/D, projected.
   static bool translate(const detail::BallPair<T>& pair, std::span<T> out) {
     const double p = pair.alpha / pair.denominator, x = pair.c * pair.delta / pair.denominator;
     detail::assign(out, [&](Index i) { return p * pair.P(i) - x * pair.X(i); });
-    return detail::clip_into(std::span<const T>(out), out, pair.c, 1 - double(boundary_margin<T>));
+    return detail::clip_into(std::span<const T>(out), out, pair.c, reach);
   }
 };
 

@@ -3,6 +3,7 @@
 
 #include "ruvector/core/error.hpp"
 #include "ruvector/core/real.hpp"
+#include "ruvector/core/view.hpp"
 
 #include <algorithm>
 #include <array>
@@ -70,14 +71,21 @@ template <Real T>
 
 /// Throws ShapeError unless all spans have `expected` elements.
 template <class... Spans>
-void check_lengths(std::string_view what, Index expected, const Spans&... spans) {
+void check_lengths([[maybe_unused]] std::string_view what, [[maybe_unused]] Index expected, const Spans&... spans) {
   (check_shape(what, expected, static_cast<Index>(spans.size())), ...);
 }
 
 /// The same for gradients, of which an empty one is not wanted.
 template <class... Spans>
-void check_wanted(std::string_view what, Index expected, const Spans&... spans) {
+void check_wanted([[maybe_unused]] std::string_view what, [[maybe_unused]] Index expected, const Spans&... spans) {
   ((spans.empty() ? void() : check_shape(what, expected, static_cast<Index>(spans.size()))), ...);
+}
+
+template <Real T>
+void check_wanted(std::string_view what, MatrixView<const T> like, MatrixView<T> gradient) {
+  if (gradient.empty()) return;
+  check_shape(what, like.rows(), gradient.rows());
+  check_shape(what, like.cols(), gradient.cols());
 }
 
 /// c as a double. Throws ConfigError unless it is finite and positive: the member is public, and an optimizer may have
@@ -87,6 +95,14 @@ template <Real T>
   if (!(c > 0 && c <= std::numeric_limits<T>::max())) [[unlikely]]
     throw_config_error("curvature", "finite and > 0", double(c));
   return double(c);
+}
+
+/// A margin as a double. Throws ConfigError unless 0 < margin < 1.
+template <Real T>
+[[nodiscard]] double checked_margin(T margin) {
+  if (!(margin > 0 && margin < 1)) [[unlikely]]
+    throw_config_error("project: margin", "0 < margin < 1", double(margin));
+  return double(margin);
 }
 
 /// A vector as the formulas see it: moved back to the sphere √c ‖x‖ = `reach` if it was outside.
