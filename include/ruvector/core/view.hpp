@@ -43,8 +43,10 @@ concept RefusedArray = !RowMajorArray<E, T> && requires(E & e) {
 template <class T>
 class MatrixView {
  public:
+  /// The type of an element, without const.
   using Scalar = std::remove_const_t<T>;
 
+  /// [0×0].
   constexpr MatrixView() = default;
 
   /// [rows×cols] elements at `data`, rows `stride` elements apart.
@@ -71,14 +73,22 @@ class MatrixView {
     requires detail::RefusedArray<E, T>
   constexpr MatrixView(E&&) = delete;  // not row-major with contiguous rows, or a temporary that owns its elements
 
+  /// The first element; row i starts at data() + i · stride().
   [[nodiscard]] constexpr T* data() const { return data_; }
+  /// Number of rows.
   [[nodiscard]] constexpr Index rows() const { return rows_; }
+  /// Number of columns.
   [[nodiscard]] constexpr Index cols() const { return cols_; }
+  /// Elements from one row to the next.
   [[nodiscard]] constexpr Index stride() const { return stride_; }
+  /// rows · cols.
   [[nodiscard]] constexpr Index size() const { return rows_ * cols_; }
+  /// True if there is no element.
   [[nodiscard]] constexpr bool empty() const { return rows_ == 0 || cols_ == 0; }
+  /// True if rows follow each other without a gap, so that all elements are one span.
   [[nodiscard]] constexpr bool contiguous() const { return stride_ == cols_ || rows_ <= 1; }
 
+  /// Element (i, j).
   [[nodiscard]] constexpr T& operator()(Index i, Index j) const {
     RUVECTOR_ASSERT(0 <= i && i < rows_ && 0 <= j && j < cols_);
     return data_[i * stride_ + j];
@@ -90,12 +100,12 @@ class MatrixView {
   }
   /// Rows first … first+count−1.
   [[nodiscard]] constexpr MatrixView rows(Index first, Index count) const {
-    RUVECTOR_ASSERT(0 <= first && 0 <= count && first + count <= rows_);
+    RUVECTOR_ASSERT(0 <= first && 0 <= count && count <= rows_ - first);
     return {data_ + first * stride_, count, cols_, stride_};
   }
   /// Columns first … first+count−1: `x.cols(h * width, width)` is head h.
   [[nodiscard]] constexpr MatrixView cols(Index first, Index count) const {
-    RUVECTOR_ASSERT(0 <= first && 0 <= count && first + count <= cols_);
+    RUVECTOR_ASSERT(0 <= first && 0 <= count && count <= cols_ - first);
     return {rows_ == 0 ? data_ : data_ + first, rows_, count, stride_};  // no offset to a null pointer
   }
 
@@ -106,9 +116,10 @@ class MatrixView {
   Index stride_ = 0;
 };
 
-/// Copies a into b. Throws ShapeError unless both are [rows×cols] alike.
+/// Copies a into b, which may be the same elements but must not overlap otherwise. Throws ShapeError unless both are
+/// [rows×cols] alike.
 template <class T>
-void copy(MatrixView<const T> a, MatrixView<T> b) {
+void copy(MatrixView<const std::type_identity_t<T>> a, MatrixView<T> b) {
   check_shape("copy: rows", a.rows(), b.rows());
   check_shape("copy: columns", a.cols(), b.cols());
   for (Index i = 0; i < a.rows(); ++i)
