@@ -22,7 +22,9 @@ using EigenMap =
 
 }  // namespace detail
 
-/// The same elements as an Eigen map, for algebra: `eigen(y).noalias() = eigen(x) * eigen(w).transpose()`. No copy.
+/// The same elements as an Eigen map, for algebra: `eigen(y).noalias() = eigen(x) * eigen(w).transpose()`. No copy; a
+/// matrix has to outlive the map.
+///@{
 template <class T>
 [[nodiscard]] auto eigen(MatrixView<T> view) {
   using Map = detail::EigenMap<T, EigenMatrix<std::remove_const_t<T>>>;
@@ -36,12 +38,28 @@ template <class T>
 [[nodiscard]] auto eigen(const Matrix<T>& matrix) {
   return eigen(matrix.view());
 }
-/// A span as an Eigen column vector.
+template <class T>
+void eigen(const Matrix<T>&&) = delete;
+///@}
+
+/// The same elements as a column vector of Eigen. No copy; a vector has to outlive the map.
+///@{
 template <class T>
 [[nodiscard]] auto eigen(std::span<T> values) {
   using Plain = Eigen::Matrix<std::remove_const_t<T>, Eigen::Dynamic, 1>;
   return Eigen::Map<std::conditional_t<std::is_const_v<T>, const Plain, Plain>>(values.data(),
                                                                                 Eigen::Index(values.size()));
 }
+template <class T>
+[[nodiscard]] auto eigen(Vector<T>& vector) {
+  return eigen(vector.span());
+}
+template <class T>
+[[nodiscard]] auto eigen(const Vector<T>& vector) {
+  return eigen(vector.span());
+}
+template <class T>
+void eigen(const Vector<T>&&) = delete;
+///@}
 
 }  // namespace ruvector::inline RUVECTOR_ABI
