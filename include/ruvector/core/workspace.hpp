@@ -15,7 +15,7 @@ namespace ruvector::inline RUVECTOR_ABI {
 
 /// What a caller may want to know after a call, beside its result.
 struct Diagnostics {
-  Index projected_points = 0;  // points that were on or over the boundary of the ball and were moved inside
+  Index projected_points = 0;  ///< points that were on or over the boundary of the ball and were moved inside
 };
 
 /// Scratch memory: a bump arena, 64-byte aligned, reused from call to call (fresh memory costs far more than the
@@ -28,6 +28,7 @@ class Workspace {
    public:
     Frame(const Frame&) = delete;
     Frame& operator=(const Frame&) = delete;
+    /// Gives back what was taken from this frame.
     ~Frame() {
       workspace_.block_ = block_;
       workspace_.used_ = used_;
@@ -54,23 +55,33 @@ class Workspace {
     Index used_;
   };
 
+  /// Empty: memory comes with the first use.
   Workspace() = default;
+  /// Takes over the memory. No frame may be open.
+  ///@{
   Workspace(Workspace&&) = default;
   Workspace& operator=(Workspace&&) = default;
+  ///@}
 
   /// Opens a scope of temporaries.
   [[nodiscard]] Frame frame() { return Frame(*this); }
 
-  /// The workspace of worker i ≥ 0. Call `reserve_workers` before sharing this object among threads.
+  /// The workspace of worker i. Call `reserve_workers` before sharing this object among threads. Throws ConfigError
+  /// unless 0 ≤ i < 65536.
   [[nodiscard]] Workspace& worker(Index i) {
+    if (i < 0 || i >= most_workers) [[unlikely]]
+      throw_config_error("Workspace: worker", "0 to 65535", static_cast<double>(i));
     reserve_workers(i + 1);
     return *workers_[static_cast<std::size_t>(i)];
   }
-  /// Makes sure that `worker(0…count−1)` exist, so that threads only look them up.
+  /// Makes sure that `worker(0…count−1)` exist, so that threads only look them up. Throws ConfigError if count > 65536.
   void reserve_workers(Index count) {
+    if (count > most_workers) [[unlikely]]
+      throw_config_error("Workspace: workers", "at most 65536", static_cast<double>(count));
     while (static_cast<Index>(workers_.size()) < count) workers_.push_back(std::make_unique<Workspace>());
   }
 
+  /// What the calls with this workspace have counted. Workers have their own.
   [[nodiscard]] Diagnostics& diagnostics() { return diagnostics_; }
 
   /// Bytes held, workers included.
@@ -82,6 +93,8 @@ class Workspace {
   }
 
  private:
+  static constexpr Index most_workers = 65536;  // as ThreadPool allows
+
   struct Block {
     std::unique_ptr<std::byte[], detail::AlignedDelete> memory;
     Index size;
