@@ -9,6 +9,7 @@
 #include <memory>
 #include <new>
 #include <span>
+#include <type_traits>
 #include <utility>
 
 namespace ruvector::inline RUVECTOR_ABI {
@@ -38,9 +39,12 @@ template <class T>
 template <class T>
 class Matrix {
  public:
+  /// The type of an element.
   using Scalar = T;
 
+  /// [0×0].
   Matrix() = default;
+  /// [rows×cols] elements equal to `fill`.
   Matrix(Index rows, Index cols, T fill = T{})
       : data_(detail::aligned_array<T>(checked_size("Matrix", rows, cols, Index(sizeof(T))))),
         rows_(rows),
@@ -54,7 +58,9 @@ class Matrix {
         cols_(view.cols()) {
     copy(view, MatrixView<T>(*this));
   }
+  /// Copies the elements.
   Matrix(const Matrix& other) : Matrix(MatrixView<const T>(other)) {}
+  /// Takes over the memory; the other is left [0×0].
   Matrix(Matrix&& other) noexcept
       : data_(std::move(other.data_)), rows_(std::exchange(other.rows_, 0)), cols_(std::exchange(other.cols_, 0)) {}
   /// Takes over the other's shape; keeps its own memory where the sizes agree. Strong exception guarantee.
@@ -66,6 +72,7 @@ class Matrix {
     cols_ = other.cols_;
     return *this;
   }
+  /// Takes over the memory; the other is left [0×0].
   Matrix& operator=(Matrix&& other) noexcept {
     data_ = std::move(other.data_);
     rows_ = std::exchange(other.rows_, 0);
@@ -74,27 +81,48 @@ class Matrix {
   }
   ~Matrix() = default;
 
+  /// Implicit: a matrix is passed where a view is asked for, as long as it outlives the view.
+  ///@{
   operator MatrixView<T>() & { return {data(), rows_, cols_}; }
   operator MatrixView<const T>() const& { return {data(), rows_, cols_}; }
   operator MatrixView<T>() && = delete;             // the view would outlive the matrix
   operator MatrixView<const T>() const&& = delete;  // the view would outlive the matrix
+  ///@}
 
+  /// The first element; null if there is none.
+  ///@{
   [[nodiscard]] T* data() { return data_.get(); }
   [[nodiscard]] const T* data() const { return data_.get(); }
+  ///@}
+  /// Number of rows.
   [[nodiscard]] Index rows() const { return rows_; }
+  /// Number of columns.
   [[nodiscard]] Index cols() const { return cols_; }
+  /// rows · cols.
   [[nodiscard]] Index size() const { return rows_ * cols_; }
+  /// True if there is no element.
   [[nodiscard]] bool empty() const { return size() == 0; }
 
+  /// The whole as a view, for its `rows(first, count)` and `cols(first, count)`.
+  ///@{
   [[nodiscard]] MatrixView<T> view() & { return *this; }
   [[nodiscard]] MatrixView<const T> view() const& { return *this; }
+  ///@}
+  /// Element (i, j).
+  ///@{
   [[nodiscard]] T& operator()(Index i, Index j) { return view()(i, j); }
   [[nodiscard]] const T& operator()(Index i, Index j) const { return view()(i, j); }
+  ///@}
+  /// Row i as [cols] elements.
+  ///@{
   [[nodiscard]] std::span<T> row(Index i) { return view().row(i); }
   [[nodiscard]] std::span<const T> row(Index i) const { return view().row(i); }
+  ///@}
   /// All elements, row by row.
+  ///@{
   [[nodiscard]] std::span<T> span() { return {data(), static_cast<std::size_t>(size())}; }
   [[nodiscard]] std::span<const T> span() const { return {data(), static_cast<std::size_t>(size())}; }
+  ///@}
 
  private:
   std::unique_ptr<T[], detail::AlignedDelete> data_;
@@ -107,26 +135,40 @@ class Matrix {
 template <class T>
 class Vector {
  public:
+  /// The type of an element.
   using Scalar = T;
 
+  /// No element.
   Vector() = default;
+  /// [size] elements equal to `fill`.
   explicit Vector(Index size, T fill = T{}) : elements_(1, size, fill) {}
   /// Copies a span: explicit, since copies should be seen.
   explicit Vector(std::span<const T> values)
       : elements_(MatrixView<const T>(values.data(), 1, static_cast<Index>(values.size()))) {}
 
+  /// The first element; null if there is none.
+  ///@{
   [[nodiscard]] T* data() { return elements_.data(); }
   [[nodiscard]] const T* data() const { return elements_.data(); }
+  ///@}
+  /// Number of elements.
   [[nodiscard]] Index size() const { return elements_.size(); }
+  /// True if there is no element.
   [[nodiscard]] bool empty() const { return elements_.empty(); }
+  /// Element i.
+  ///@{
   [[nodiscard]] T& operator[](Index i) { return elements_(0, i); }
   [[nodiscard]] const T& operator[](Index i) const { return elements_(0, i); }
+  ///@}
+  /// The elements as a range.
+  ///@{
   [[nodiscard]] T* begin() { return data(); }
   [[nodiscard]] T* end() { return data() + size(); }
   [[nodiscard]] const T* begin() const { return data(); }
   [[nodiscard]] const T* end() const { return data() + size(); }
   [[nodiscard]] std::span<T> span() { return elements_.span(); }
   [[nodiscard]] std::span<const T> span() const { return elements_.span(); }
+  ///@}
 
  private:
   Matrix<T> elements_;

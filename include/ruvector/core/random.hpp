@@ -48,8 +48,8 @@ namespace detail {
 
 /// A random number generator with the same numbers on every platform, compiler and instruction set, for one thread at
 /// a time; `split` makes independent ones for others. A std::uniform_random_bit_generator, but the distributions of
-/// <random> differ between standard libraries: use the members. Source: Blackman & Vigna 2021, xoshiro256++ (period
-/// 2²⁵⁶ − 1), seeded by splitmix64 as they advise.
+/// the standard header differ between standard libraries: use the members. Source: Blackman & Vigna 2021, xoshiro256++
+/// (period 2²⁵⁶ − 1), seeded by splitmix64 as they advise.
 class Rng {
  public:
   /// What `bits()` returns.
