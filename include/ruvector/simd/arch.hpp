@@ -611,7 +611,7 @@ template <Real T>
   // not.
   constexpr int digits = std::numeric_limits<T>::digits - 1;
   constexpr T to_low_bits = T(std::uint64_t(3) << (digits - 1));
-  constexpr auto bias = Words<T>::Word(std::numeric_limits<T>::max_exponent - 1);
+  constexpr auto bias = detail::Word<T>(std::numeric_limits<T>::max_exponent - 1);
   const Words<T> integer = to_bits(n + to_low_bits);
   const Words<T> half = integer >> 1;
   return a * from_bits((half + bias) << digits) * from_bits((integer - half + bias) << digits);
