@@ -32,7 +32,7 @@ struct RiemannianAdamConfig {
 template <class M>
 concept TransportManifold = geometry::Manifold<M> &&
     requires(const M& m, std::span<const ScalarOf<M>> x, std::span<ScalarOf<M>> out) {
-  { m.transport(x, x, x, out) } -> std::same_as<void>;  // out = v carried along the geodesic from x to y
+  { m.transport(x, x, x, out) } -> std::same_as<void>;  // out = v carried from x to y; out may be v
 };
 
 namespace detail {
@@ -59,8 +59,7 @@ void riemannian_adam_step(const M& manifold, std::span<ScalarOf<M>> x, std::span
   }
   std::copy(x.begin(), x.end(), moved.begin());
   move_point(manifold, moved, step, config.margin, config.exponential_map);
-  manifold.transport(x, moved, first, step);
-  std::copy(step.begin(), step.end(), first.begin());
+  manifold.transport(x, moved, first, first);
   std::copy(moved.begin(), moved.end(), x.begin());
 }
 
