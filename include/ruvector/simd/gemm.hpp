@@ -45,6 +45,10 @@ inline constexpr int vector_registers = 16;
 inline constexpr int product_rows = 6;
 inline constexpr int product_vectors = vector_registers >= 32 ? 4 : 2;
 
+/// Columns of a panel.
+template <Real T>
+inline constexpr Index product_width = product_vectors* lanes<T>;
+
 /// Steps of the sum that a packed panel holds: 192 × 64 floats fill a 48 KiB L1 cache.
 template <Real T>
 inline constexpr Index product_depth = Index(768 / sizeof(T));
@@ -64,9 +68,16 @@ struct LeftFactor {
   Index row, step;
 };
 
-/// A block of [rows × cols] of the product, cols ≤ vectors · lanes: `depth` steps from the packed panel of B.
-template <int rows, int vectors, Real T>
-inline void product_block(LeftFactor<T> a, const T* panel, Index depth, T* c, Index c_stride, Index cols,
+/// The right factor: step p is vectors[p · stride …], `cols` of them, in memory padded to whole registers or not.
+template <Real T>
+struct RightFactor {
+  const T* data;
+  Index stride;
+};
+
+/// A block of [rows × cols] of the product, cols ≤ vectors · lanes. `padded`: B is readable up to whole registers.
+template <int rows, int vectors, bool padded, Real T>
+inline void product_block(LeftFactor<T> a, RightFactor<T> b, Index depth, T* c, Index c_stride, Index cols,
                           Product mode) {
   constexpr Index width = lanes<T>;
   const Index last = cols - (vectors - 1) * width;  // columns in the last vector
@@ -80,16 +91,19 @@ inline void product_block(LeftFactor<T> a, const T* panel, Index depth, T* c, In
         sum[i][v] = v + 1 < vectors ? simd::load(from) : simd::load_partial(from, last);
     }
   }
-  const T* step = a.data;
+  const T* left = a.data;
+  const T* right = b.data;
   for (Index p = 0; p < depth; ++p) {
-    Batch<T> b[vectors];
-    RUVECTOR_UNROLL for (int v = 0; v < vectors; ++v) b[v] = simd::load(panel + v * width);
-    RUVECTOR_UNROLL for (int i = 0; i < rows; ++i) {
-      const Batch<T> left(step[i * a.row]);
-      RUVECTOR_UNROLL for (int v = 0; v < vectors; ++v) sum[i][v] = simd::fma(left, b[v], sum[i][v]);
+    Batch<T> step[vectors];
+    RUVECTOR_UNROLL for (int v = 0; v < vectors; ++v) {
+      step[v] = padded || v + 1 < vectors ? simd::load(right + v * width) : simd::load_partial(right + v * width, last);
     }
-    panel += vectors * width;
-    step += a.step;
+    RUVECTOR_UNROLL for (int i = 0; i < rows; ++i) {
+      const Batch<T> factor(left[i * a.row]);
+      RUVECTOR_UNROLL for (int v = 0; v < vectors; ++v) sum[i][v] = simd::fma(factor, step[v], sum[i][v]);
+    }
+    left += a.step;
+    right += b.stride;
   }
   RUVECTOR_UNROLL for (int i = 0; i < rows; ++i) {
     T* to = c + i * c_stride;
@@ -101,13 +115,13 @@ inline void product_block(LeftFactor<T> a, const T* panel, Index depth, T* c, In
   }
 }
 
-/// All rows of c against one panel.
-template <int vectors, Real T>
-void product_panel(LeftFactor<T> a, const T* panel, Index depth, MatrixView<T> c, Product mode) {
+/// All rows of c, at most vectors · lanes wide.
+template <int vectors, bool padded, Real T>
+void product_rows_of(LeftFactor<T> a, RightFactor<T> b, Index depth, MatrixView<T> c, Product mode) {
   Index i = 0;
   const auto block = [&]<int rows>(std::integral_constant<int, rows>) {
-    product_block<rows, vectors>({a.data + i * a.row, a.row, a.step}, panel, depth, c.data() + i * c.stride(),
-                                 c.stride(), c.cols(), mode);
+    product_block<rows, vectors, padded>({a.data + i * a.row, a.row, a.step}, b, depth, c.data() + i * c.stride(),
+                                         c.stride(), c.cols(), mode);
   };
   for (; i + product_rows <= c.rows(); i += product_rows) block(std::integral_constant<int, product_rows>{});
   static_assert(product_rows == 6);
@@ -124,6 +138,37 @@ void product_panel(LeftFactor<T> a, const T* panel, Index depth, MatrixView<T> c
       return block(std::integral_constant<int, 5>{});
     default:
       return;
+  }
+}
+
+/// c (+)= a b for a panel: c is at most `product_width` wide. `padded`: b is readable up to whole registers.
+template <bool padded, Real T>
+void product_panel(LeftFactor<T> a, RightFactor<T> b, Index depth, MatrixView<T> c, Product mode) {
+  switch ((c.cols() + lanes<T> - 1) / lanes<T>) {
+    case 0:
+      return;
+    case 1:
+      return product_rows_of<1, padded>(a, b, depth, c, mode);
+    case 2:
+      return product_rows_of<2, padded>(a, b, depth, c, mode);
+    case 3:
+      if constexpr (product_vectors > 2) return product_rows_of<3, padded>(a, b, depth, c, mode);
+      [[fallthrough]];
+    default:
+      return product_rows_of<product_vectors, padded>(a, b, depth, c, mode);
+  }
+}
+
+/// c (+)= a b for a right factor that lies in memory row by row, without a copy of it: for few rows of a, or a flat b.
+template <Real T>
+void product_in_place(LeftFactor<T> a, MatrixView<const T> b, MatrixView<T> c, Product mode) {
+  for (Index j = 0; j < c.cols(); j += product_width<T>) {
+    const MatrixView<T> panel = c.cols(j, std::min(product_width<T>, c.cols() - j));
+    const RightFactor<T> right{b.data() + j, b.stride()};
+    if (panel.cols() % lanes<T> == 0)
+      product_panel<true>(a, right, b.rows(), panel, mode);
+    else
+      product_panel<false>(a, right, b.rows(), panel, mode);
   }
 }
 
@@ -149,7 +194,7 @@ void pack_panel_transposed(MatrixView<const T> b, Index first, Index depth, Inde
 
 template <Real T, class Pack>
 void product(LeftFactor<T> a, Index depth, MatrixView<T> c, Product mode, Workspace& workspace, Pack&& pack) {
-  constexpr Index width = product_vectors * lanes<T>;
+  constexpr Index width = product_width<T>;
   if (depth == 0 && mode == Product::assign)
     for (Index i = 0; i < c.rows(); ++i) std::ranges::fill(c.row(i), T(0));
   if (depth == 0 || c.empty()) return;
@@ -172,22 +217,9 @@ void product(LeftFactor<T> a, Index depth, MatrixView<T> c, Product mode, Worksp
         const Index rows = std::min(product_row_chunk, c.rows() - i);
         const LeftFactor<T> left{a.data + i * a.row + p * a.step, a.row, a.step};
         for (Index q = 0; q < block_cols; q += width) {
-          const MatrixView<T> block = c.rows(i, rows).cols(j + q, std::min(width, block_cols - q));
-          const T* panel = packed + q * steps_at_once;
-          switch ((block.cols() + lanes<T> - 1) / lanes<T>) {
-            case 1:
-              product_panel<1>(left, panel, steps, block, block_mode);
-              break;
-            case 2:
-              product_panel<2>(left, panel, steps, block, block_mode);
-              break;
-            case 3:
-              if constexpr (product_vectors > 2) product_panel<3>(left, panel, steps, block, block_mode);
-              break;
-            default:
-              if constexpr (product_vectors > 2) product_panel<4>(left, panel, steps, block, block_mode);
-              break;
-          }
+          const Index cols = std::min(width, block_cols - q);
+          const RightFactor<T> right{packed + q * steps_at_once, (cols + lanes<T> - 1) / lanes<T> * lanes<T>};
+          product_panel<true>(left, right, steps, c.rows(i, rows).cols(j + q, cols), block_mode);
         }
       }
     }
