@@ -245,7 +245,7 @@ TEST_CASE("executor: a pool that cannot be built leaves nothing behind") {
       },
       [] {});
   CAPTURE(points);
-  CHECK(points >= 4);  // the list and something for each thread
+  if (support::allocations_counted()) CHECK(points >= 4);  // the list and something for each thread
 }
 
 TEST_CASE("executor: const functions of core may run on shared objects at the same time") {

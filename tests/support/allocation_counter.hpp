@@ -8,7 +8,9 @@
 
 // Counts the calls of operator new, and makes a chosen one fail. Any test file may include this: the operators below
 // are weak, so the copies of several files of one program become one. What malloc gives (Eigen's own matrices) is not
-// seen. The counter is one for all threads, so do not run two of these functions at a time.
+// seen. The counter is one for all threads, so do not run two of these functions at a time. The sanitizers of clang
+// bring operators of their own, which win: then nothing is counted and nothing fails, and `allocations_counted()` says
+// so.
 
 namespace support {
 
@@ -45,6 +47,13 @@ struct FailureGuard {
 };
 
 }  // namespace detail
+
+/// False where the operators below are not the ones in use.
+[[nodiscard]] inline bool allocations_counted() {
+  const std::ptrdiff_t before = detail::allocations;
+  ::operator delete(::operator new(1));  // by name, since a new-expression may be left out by the compiler
+  return detail::allocations != before;
+}
 
 /// How often `f()` called operator new, on whatever thread. No CHECK inside: Catch2 allocates.
 template <class F>
