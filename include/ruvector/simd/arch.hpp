@@ -33,6 +33,13 @@ using Word = std::conditional_t<sizeof(T) == 4, std::uint32_t, std::uint64_t>;
 template <Real T>
 inline constexpr auto sign_bit = Word<T>(Word<T>(1) << (8 * sizeof(T) - 1));
 
+/// Whether `fma` rounds once.
+#if defined(__FMA__) || defined(__AVX512F__) || defined(__aarch64__)
+inline constexpr bool fused = true;
+#else
+inline constexpr bool fused = false;
+#endif
+
 // The functions below act on the target's registers; they are named apart from those on batches.
 namespace native {
 
@@ -63,11 +70,10 @@ void store_partial(T* p, Index n, T x) {
 }
 template <Real T>
 T fma(T a, T b, T c) {
-#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
-  return std::fma(a, b, c);
-#else
-  return a * b + c;  // std::fma would be a call of 50 ns
-#endif
+  if constexpr (fused)
+    return std::fma(a, b, c);
+  else
+    return a * b + c;  // std::fma would be a slow call
 }
 template <Real T>
 T fnma(T a, T b, T c) {
