@@ -26,7 +26,7 @@ namespace detail {
   return x ^ (x >> 31);
 }
 
-/// log s for normal s > 0, within 2 ULP, of exact IEEE operations only: the same bits on every machine. Each sum of a
+/// log s for normal s > 0, within 4 ULP, of exact IEEE operations only: the same bits on every machine. Each sum of a
 /// product is a std::fma, so there is nothing left for a compiler to contract.
 [[nodiscard]] inline double portable_log(double s) {
   // s = 2^e m with m in [√½, √2): subtract the bits of √½ and the carry into the exponent is e.
