@@ -28,22 +28,34 @@ template <Real T>
   return {clipped, std::sqrt(1 / c + clipped.square)};
 }
 
-/// Two points x, y, with Δ = y − x as the formulas need it: Δ₀ = ⟨Δ⃗, x⃗ + y⃗⟩/(x₀ + y₀), since y₀ − x₀ itself cancels.
-template <Real T>
+/// Two points x, y with Δ = y − x. All of y₀ − x₀, ⟨Δ, Δ⟩ = ‖Δ⃗‖² − Δ₀² and arcosh(−c⟨x, y⟩) cancel far out, so
+/// ⟨Δ, Δ⟩ is summed from its parts along the radius and around it, both >= 0: with ρ = ‖x⃗‖, σ = ‖y⃗‖, T = x₀ + y₀,
+///   Δ₀ = ⟨Δ⃗, x⃗ + y⃗⟩/T,  ⟨Δ, Δ⟩ = (σ − ρ)² (T² − (ρ + σ)²)/T² + ρσ ‖x⃗/ρ − y⃗/σ‖².
+template <Real T, Real U = T>
 struct LorentzPair {
-  std::span<const T> x_data, y_data;  // space parts
+  std::span<const T> x_data;  // space parts
+  std::span<const U> y_data;
   LorentzPoint x, y;
   double c;
-  double dt;  // Δ₀
-  double q;   // ⟨Δ, Δ⟩ = ‖Δ⃗‖² − Δ₀²
-  double t;   // c q/4 = sinh²(s d/2)
+  double dt;      // Δ₀
+  double square;  // ‖Δ⃗‖²
+  double q;       // ⟨Δ, Δ⟩
+  double t;       // c q/4 = sinh²(s d/2)
 
-  LorentzPair(double c_, std::span<const T> x_space, std::span<const T> y_space)
+  LorentzPair(double c_, std::span<const T> x_space, std::span<const U> y_space)
       : x_data(x_space), y_data(y_space), x(lorentz_point(x_space, c_)), y(lorentz_point(y_space, c_)), c(c_) {
-    const double square = sum(length(x_data), [this](Index i) { return delta(i) * delta(i); });
-    dt = sum(length(x_data), [this](Index i) { return delta(i) * (X(i) + Y(i)); }) / (x.time + y.time);
-    q = square - dt * dt;
-    if (q < 0) q = 0;  // by rounding
+    const double rho = std::sqrt(x.square), sigma = std::sqrt(y.square), time = x.time + y.time;
+    square = sum(d(), [this](Index i) { return delta(i) * delta(i); });
+    const double difference = sum(d(), [this](Index i) { return delta(i) * (X(i) + Y(i)); });  // σ² − ρ²
+    dt = difference / time;
+    const double radial = difference == 0 ? 0 : difference / (rho + sigma);
+    const double around = rho * sigma == 0 ? 0 : rho * sigma * sum(d(), [&](Index i) {
+                                                   const double turn = Y(i) / sigma - X(i) / rho;
+                                                   return turn * turn;
+                                                 });
+    // x₀y₀ − ρσ = (x₀²y₀² − ρ²σ²)/(x₀y₀ + ρσ)
+    const double gap = (1 / c + x.square + y.square) / (c * (x.time * y.time + rho * sigma));
+    q = radial * radial * 2 * (1 / c + gap) / (time * time) + around;
     t = c * q / 4;
   }
 
@@ -98,7 +110,7 @@ struct Lorentz {
   /// Columns of a point of dimension d: d + 1.
   [[nodiscard]] Index point_dim(Index d) const { return d + 1; }
 
-  /// d(x, y) = (2/s) asinh((s/2) √⟨x − y, x − y⟩). Relative error about 1e-16 · c x₀y₀. O(d). Throws ShapeError unless
+  /// d(x, y) = (2/s) asinh((s/2) √⟨x − y, x − y⟩). O(d). Throws ShapeError unless
   /// both have the same number of columns, at least 1.
   [[nodiscard]] T distance(std::span<const T> x, std::span<const T> y) const {
     const double c = checked("Lorentz::distance", x, y);
@@ -366,48 +378,53 @@ struct Lorentz {
     grad.curvature += static_cast<T>(d_c);
   }
 
-  /// out = n/(s√−⟨n, n⟩), n = Σ_j w_j x_j over the rows of `points` [n×(d+1)]: the centroid (Law 2019), the same point
-  /// as the gyromidpoint. Weights are >= 0; if all are 0 (or n = 0), out is the origin. Counts projected points in
-  /// `ws`. O(n d).
+  /// out = n/M, n = Σ_j w_j x_j over the rows of `points` [n×(d+1)], M = √(−c⟨n, n⟩): the centroid (Law 2019), the same
+  /// point as the gyromidpoint. Weights are >= 0; if all are 0 (or n = 0), out is the origin. Returns whether the
+  /// result had to be projected; counts projected points in `ws`. O(n d).
   bool midpoint(std::span<const T> weights, MatrixView<const T> points, std::span<T> out, Workspace& ws) const {
     const double c = checked_midpoint("Lorentz::midpoint", weights, points, std::span<const T>(out));
     auto frame = ws.frame();
-    const Sum sum = weighted_sum(weights, points, c, frame.template span<double>(points.cols()), ws);
-    const double scale = sum.n[0] == 0 ? 0 : 1 / (std::sqrt(c) * sum.mass);
-    set(out, 0, [&](Index i) { return scale * sum.n[std::size_t(i)]; });
+    const Mean mean = weighted_mean(weights, points, c, frame.template span<double>(points.cols() - 1),
+                                    frame.template span<double>(points.cols() - 1), ws);
+    set(out, 0, [&](Index i) { return mean.point[std::size_t(i - 1)]; });
     const bool moved = detail::clip_into(std::span<const T>(space(out)), space(out), c, reach);
     set_time(out, c);
     return moved;
   }
 
-  /// Adds the gradients of d_out · midpoint(weights, points) to d_weights [n], d_points [n×(d+1)] and grad.curvature.
+  /// Adds the gradients of G·m, m = midpoint(weights, points), to d_weights [n], d_points [n×(d+1)] and grad.curvature.
+  /// With G·m over time and space, t = c⟨x − m, x − m⟩/4, for each point x of weight w:
+  ///   by w: (G·(x − m) − 2t G·m)/M;  by x: w(G + c(G·m)(−m₀, m⃗))/M;  by c: −G·m/(2c) and through the times
   void midpoint_vjp(std::span<const T> weights, MatrixView<const T> points, std::span<const T> d_out,
                     std::span<T> d_weights, MatrixView<T> d_points, Lorentz& grad, Workspace& ws) const {
     const double c = checked_midpoint("Lorentz::midpoint_vjp", weights, points, d_out);
     detail::check_wanted("Lorentz::midpoint_vjp: d_weights", points.rows(), d_weights);
     detail::check_wanted("Lorentz::midpoint_vjp: d_points", points, d_points);
     auto frame = ws.frame();
-    const std::span<double> d_n = frame.template span<double>(points.cols());
-    const Sum sum = weighted_sum(weights, points, c, frame.template span<double>(points.cols()), ws);
-    if (sum.n[0] == 0) return;
-    // out = n/(s M), M² = n₀² − ‖n⃗‖²
-    const double scale = 1 / (std::sqrt(c) * sum.mass);
-    const double g_out =
-        scale * detail::sum(points.cols(), [&](Index i) { return sum.n[std::size_t(i)] * at(d_out, i); });
-    const double k = g_out / (sum.mass * sum.mass);
-    for (Index i = 0; i < points.cols(); ++i)
-      d_n[std::size_t(i)] = scale * at(d_out, i) + (i == 0 ? -k : k) * sum.n[std::size_t(i)];
-    double d_c = -g_out / (2 * c);
+    const Mean mean = weighted_mean(weights, points, c, frame.template span<double>(points.cols() - 1),
+                                    frame.template span<double>(points.cols() - 1), ws);
+    if (mean.mass == 0) return;
+    const double scale = 1 / mean.mass, g0 = double(d_out[0]);
+    const auto m = [&](Index i) { return mean.point[std::size_t(i - 1)]; };
+    const double square = detail::sum(points.cols() - 1, [&](Index i) { return m(i + 1) * m(i + 1); });
+    const double gm = g0 * std::sqrt(1 / c + square) +
+                      detail::sum(points.cols() - 1, [&](Index i) { return at(d_out, i + 1) * m(i + 1); });
+    double d_c = -gm / (2 * c);
     for (Index j = 0; j < points.rows(); ++j) {
-      const std::span<const T> x = points.row(j);
-      const detail::LorentzPoint px = detail::lorentz_point(space(x), c);
-      const double w = double(weights[std::size_t(j)]);
-      const double nx =
-          px.scale * detail::sum(points.cols() - 1, [&](Index i) { return d_n[std::size_t(i + 1)] * at(x, i + 1); });
-      if (!d_weights.empty()) d_weights[std::size_t(j)] += static_cast<T>(nx + d_n[0] * px.time);
-      const double kx = detail::fold_time(px, w * d_n[0], w * nx, c, d_c);
+      const detail::LorentzPair<double, T> pair(c, std::span<const double>(mean.point), space(points.row(j)));
+      const double w = at(weights, j);
+      const double gd = g0 * pair.dt + pair.delta_dot(space(d_out));
+      if (!d_weights.empty()) d_weights[std::size_t(j)] += static_cast<T>(scale * (gd - 2 * pair.t * gm));
+      // c(G·m)(m⃗ − m₀ x⃗/x₀) = −c(G·m)(Δ⃗ − Δ₀ x⃗/x₀)
+      double radial = 0;
+      if (pair.y.moved)
+        radial =
+            detail::sum(pair.d(), [&](Index i) { return pair.Y(i) * (at(d_out, i + 1) - c * gm * pair.delta(i)); });
+      const double k = detail::fold_time(pair.y, w * scale * (g0 + c * gm * pair.dt), w * scale * radial, c, d_c);
+      d_c += w * scale * gm / (2 * c);  // the other part of the time: −x₀ of m₀ = x₀ − Δ₀
       if (d_points.empty()) continue;
-      add(d_points.row(j), px.scale, [&](Index i) { return w * d_n[std::size_t(i)] + kx * px.scale * at(x, i); });
+      add(d_points.row(j), pair.y.scale,
+          [&](Index i) { return w * scale * (at(d_out, i) - c * gm * pair.delta(i - 1)) + k * pair.Y(i - 1); });
     }
     grad.curvature += static_cast<T>(d_c);
   }
@@ -483,28 +500,30 @@ struct Lorentz {
     [[nodiscard]] double point(Index i) const { return sinh.value * V(i); }
   };
 
-  // n = Σ w x with its time n₀, and mass = √(n₀² − ‖n⃗‖²).
-  struct Sum {
-    std::span<double> n;
-    double mass;
+  // The midpoint and its M.
+  struct Mean {
+    std::span<double> point;  // m⃗ = n⃗/M
+    double mass = 0;
   };
 
-  static Sum weighted_sum(std::span<const T> weights, MatrixView<const T> points, double c, std::span<double> n,
-                          Workspace& ws) {
+  // M = √(c(n₀² − ‖n⃗‖²)) cancels far out. Adding the points one by one does not: a point of weight w that joins a
+  // midpoint m of mass M makes it M² + w² + 2wM (1 + 2t), t = c⟨x − m, x − m⟩/4.
+  static Mean weighted_mean(std::span<const T> weights, MatrixView<const T> points, double c, std::span<double> n,
+                            std::span<double> point, Workspace& ws) {
+    Mean mean{point};
     std::fill(n.begin(), n.end(), 0.0);
+    std::fill(point.begin(), point.end(), 0.0);
     for (Index j = 0; j < points.rows(); ++j) {
-      const detail::LorentzPoint x = detail::lorentz_point(space(points.row(j)), c);
-      const double w = double(weights[std::size_t(j)]);
-      n[0] += w * x.time;
-      for (Index i = 1; i < points.cols(); ++i) n[std::size_t(i)] += w * x.scale * at(points.row(j), i);
-      ws.diagnostics().projected_points += x.moved ? 1 : 0;
+      const double w = at(weights, j);
+      const detail::LorentzPair<double, T> pair(c, std::span<const double>(point), space(points.row(j)));
+      ws.diagnostics().projected_points += pair.y.moved ? 1 : 0;
+      if (w == 0) continue;
+      const double M = mean.mass;
+      mean.mass = M == 0 ? w : std::sqrt(M * (M + 2 * w) + w * w + 4 * w * M * pair.t);
+      for (Index i = 0; i < pair.d(); ++i) n[std::size_t(i)] += w * pair.Y(i);
+      for (Index i = 0; i < pair.d(); ++i) point[std::size_t(i)] = n[std::size_t(i)] / mean.mass;
     }
-    // No points within reach have a smaller mass: what is below is rounding.
-    const double least = n[0] * n[0] / (1 + reach * reach);
-    const double square = n[0] * n[0] - detail::sum(points.cols() - 1, [&](Index i) {
-                            return n[std::size_t(i + 1)] * n[std::size_t(i + 1)];
-                          });
-    return {n, std::sqrt(square < least ? least : square)};
+    return mean;
   }
 
   // Component i of a row, as a double.
@@ -599,13 +618,13 @@ struct Lorentz {
     const double xg = k.g.empty() ? 0 : pair.x_dot(space(k.g)), dg = k.g.empty() ? 0 : pair.delta_dot(space(k.g));
     const double xv = k.v.empty() ? 0 : pair.x_dot(space(k.v)), dv = k.v.empty() ? 0 : pair.delta_dot(space(k.v));
     const double xd = detail::sum(pair.d(), [&](Index i) { return pair.X(i) * pair.delta(i); });
-    const double dd = pair.q + pair.dt * pair.dt;
-    // k.by Δ: k.a G + k.e k.v + 2 k.d_q Δ⃗ in space, k.a G₀ − k.e v₀ − 2 k.d_q Δ₀ in time
+    // by Δ: a G + e v + 2 d_q Δ⃗ in space, a G₀ − e v₀ − 2 d_q Δ₀ in time
     const double d_dt = k.a * g0 - k.e * k.v0 - 2 * k.d_q * pair.dt;
     const double kx = detail::fold_time(pair.x, k.bx * g0 - d_dt - k.through_v * k.v0,
                                         (k.bx - k.a) * xg + (k.through_v - k.e) * xv - 2 * k.d_q * xd, pair.c, d_c);
-    const double ky = detail::fold_time(
-        pair.y, k.by * g0 + d_dt, (k.by + k.a) * (xg + dg) + k.e * (xv + dv) + 2 * k.d_q * (xd + dd), pair.c, d_c);
+    const double ky =
+        detail::fold_time(pair.y, k.by * g0 + d_dt,
+                          (k.by + k.a) * (xg + dg) + k.e * (xv + dv) + 2 * k.d_q * (xd + pair.square), pair.c, d_c);
     const auto at_or_0 = [](std::span<const T> row, Index i) { return row.empty() ? 0 : at(row, i); };
     add(d_x, pair.x.scale, [&](Index i) {
       return (k.bx - k.a) * at_or_0(k.g, i) + (k.through_v - k.e) * at_or_0(k.v, i) - 2 * k.d_q * pair.delta(i - 1) +

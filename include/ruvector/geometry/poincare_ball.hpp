@@ -443,55 +443,56 @@ struct PoincareBall {
     grad.curvature += static_cast<T>(d_c);
   }
 
-  /// out = n/(t + √(t² − c‖n‖²)), n = Σ_j w_j λ_j x_j, t = Σ_j w_j (λ_j − 1): the gyromidpoint of the rows of `points`
-  /// [n×d], which is also the Einstein midpoint and the Lorentz centroid. Weights are >= 0 and need not sum to 1; if
-  /// all are 0 (or n = 0), out = 0. Counts projected points in `ws`. O(n d). (Ungar 2008, ch. 8; math of the form:
-  /// ours)
+  /// out = n/(t + M), n = Σ_j w_j λ_j x_j, t = Σ_j w_j (λ_j − 1), M = √(t² − c‖n‖²): the gyromidpoint of the rows of
+  /// `points` [n×d], which is also the Einstein midpoint and the Lorentz centroid. Weights are >= 0 and need not sum to
+  /// 1; if all are 0 (or n = 0), out = 0. Returns whether the result had to be projected; counts projected points in
+  /// `ws`. O(n d). (Ungar 2008, ch. 7)
   bool midpoint(std::span<const T> weights, MatrixView<const T> points, std::span<T> out, Workspace& ws) const {
     const double c = checked_midpoint("PoincareBall::midpoint", weights, points, std::span<const T>(out));
     auto frame = ws.frame();
-    const Lifted sum = lift(weights, points, c, frame.template span<double>(points.cols()), ws);
-    const double scale = sum.t == 0 ? 0 : 1 / (sum.t + sum.mass);
-    detail::assign(out, [&](Index i) { return scale * sum.n[std::size_t(i)]; });
+    const Mean mean = weighted_mean(weights, points, c, frame.template span<double>(points.cols()),
+                                    frame.template span<double>(points.cols()), ws);
+    detail::assign(out, [&](Index i) { return mean.point[std::size_t(i)]; });
     return detail::clip_into(std::span<const T>(out), out, c, reach);
   }
 
-  /// Adds the gradients of d_out · midpoint(weights, points) to d_weights [n], d_points [n×d] and grad.curvature.
+  /// Adds the gradients of G·m, m = midpoint(weights, points), to d_weights [n], d_points [n×d] and grad.curvature.
+  /// With u = t + M, δ = ‖x − m‖², e = G·(x − m)/u − (G·m)cδ/(2M), for each point x of weight w:
+  ///   by w: λ (G·(x − m)/u) − (G·m)cδ/(Mα);  by x: wλ [G/u + c(G·m)/M (m − x) + cλe x];
+  ///   by c: Σ wλ²‖x‖²e/2 + (G·m)(Σw − M)/(2cM)
   void midpoint_vjp(std::span<const T> weights, MatrixView<const T> points, std::span<const T> d_out,
                     std::span<T> d_weights, MatrixView<T> d_points, PoincareBall& grad, Workspace& ws) const {
     const double c = checked_midpoint("PoincareBall::midpoint_vjp", weights, points, d_out);
     detail::check_wanted("PoincareBall::midpoint_vjp: d_weights", points.rows(), d_weights);
     detail::check_wanted("PoincareBall::midpoint_vjp: d_points", points, d_points);
     auto frame = ws.frame();
-    const std::span<double> d_n = frame.template span<double>(points.cols());
-    const Lifted sum = lift(weights, points, c, frame.template span<double>(points.cols()), ws);
-    if (sum.t == 0) return;
-    // m = z/(1 + R), z = n/t, R = √(1 − c‖z‖²)
-    const double r = sum.mass / sum.t;
-    double zg = 0, zz = 0;
-    for (Index i = 0; i < points.cols(); ++i) {
-      const double z = sum.n[std::size_t(i)] / sum.t;
-      zg += z * at(d_out, i);
-      zz += z * z;
-    }
-    const double k = zg / (r * (1 + r) * (1 + r));
-    for (Index i = 0; i < points.cols(); ++i)
-      d_n[std::size_t(i)] = (at(d_out, i) / (1 + r) + c * k * sum.n[std::size_t(i)] / sum.t) / sum.t;
-    const double d_t = -(zg / (1 + r) + c * k * zz) / sum.t;
-    double d_c = k * zz / 2;
+    const Mean mean = weighted_mean(weights, points, c, frame.template span<double>(points.cols()),
+                                    frame.template span<double>(points.cols()), ws);
+    if (mean.mass == 0) return;
+    const Index d = points.cols();
+    const double u = mean.t + mean.mass;
+    const double pull = detail::sum(d, [&](Index i) { return mean.point[std::size_t(i)] * at(d_out, i); }) / mean.mass;
+    double d_c = pull * (mean.weight - mean.mass) / (2 * c);
     for (Index j = 0; j < points.rows(); ++j) {
-      const std::span<const T> x = points.row(j);
-      const detail::BallPoint px = detail::ball_point(x, c);
+      const std::span<const T> row = points.row(j);
+      const detail::BallPoint px = detail::ball_point(row, c);
       const double lambda = 2 / px.alpha, w = at(weights, j);
-      const double nx = px.scale * detail::sum(points.cols(), [&](Index i) { return d_n[std::size_t(i)] * at(x, i); });
-      if (!d_weights.empty()) d_weights[std::size_t(j)] += static_cast<T>(lambda * nx + d_t * (lambda - 1));
-      const double d_lambda = w * (nx + d_t);
-      d_c += d_lambda * lambda * lambda * px.square / 2;
-      double kx = d_lambda * c * lambda * lambda;
-      kx += detail::pull_back(px, w * lambda * nx + kx * px.square, c, d_c);
+      const auto X = [&](Index i) { return px.scale * at(row, i); };
+      const auto P = [&](Index i) { return X(i) - mean.point[std::size_t(i)]; };
+      const double delta = detail::sum(d, [&](Index i) { return P(i) * P(i); });
+      const double gp = detail::sum(d, [&](Index i) { return P(i) * at(d_out, i); }) / u;
+      const double e = gp - pull * c * delta / 2;
+      if (!d_weights.empty()) d_weights[std::size_t(j)] += static_cast<T>(lambda * e);
+      d_c += w * lambda * lambda * px.square * e / 2;
+      double kx = w * c * lambda * lambda * e;
+      if (px.moved) {
+        const double gx = detail::sum(d, [&](Index i) { return X(i) * at(d_out, i); }) / u;
+        const double xp = detail::sum(d, [&](Index i) { return X(i) * P(i); });
+        kx += detail::pull_back(px, w * lambda * (gx - c * pull * xp) + kx * px.square, c, d_c);
+      }
       if (d_points.empty()) continue;
       detail::accumulate(d_points.row(j), [&](Index i) {
-        return px.scale * (w * lambda * d_n[std::size_t(i)] + kx * px.scale * at(x, i));
+        return px.scale * (w * lambda * (at(d_out, i) / u - c * pull * P(i)) + kx * X(i));
       });
     }
     grad.curvature += static_cast<T>(d_c);
@@ -530,28 +531,42 @@ struct PoincareBall {
           pair(c, x_data, x, -1, v_data, h * v.scale, detail::sech_squared(std::sqrt(tau))) {}
   };
 
-  // The two sums that the midpoint is made of; mass = √(t² − c‖n‖²).
-  struct Lifted {
-    std::span<double> n;
-    double t, mass;
+  // The midpoint and the sums it is made of.
+  struct Mean {
+    std::span<double> point;  // m = n/(t + M)
+    double t = 0, mass = 0;   // Σ w(λ − 1), M
+    double weight = 0;        // Σ w
   };
 
-  static Lifted lift(std::span<const T> weights, MatrixView<const T> points, double c, std::span<double> n,
-                     Workspace& ws) {
+  // M = √(t² − c‖n‖²) cancels near the rim. Adding the points one by one does not: a point of weight w that joins a
+  // midpoint m of mass M makes it M² + w² + 2wM (1 + 2cδ/(α_m α_x)), with α_m = 2M/(t + M).
+  static Mean weighted_mean(std::span<const T> weights, MatrixView<const T> points, double c, std::span<double> n,
+                            std::span<double> point, Workspace& ws) {
+    Mean mean{point};
     std::fill(n.begin(), n.end(), 0.0);
-    double t = 0;
+    std::fill(point.begin(), point.end(), 0.0);
     for (Index j = 0; j < points.rows(); ++j) {
-      const detail::BallPoint x = detail::ball_point(points.row(j), c);
-      const double lambda = 2 / x.alpha, w = at(weights, j);
-      t += w * (lambda - 1);
-      for (Index i = 0; i < points.cols(); ++i) n[std::size_t(i)] += w * lambda * x.scale * at(points.row(j), i);
+      const std::span<const T> row = points.row(j);
+      const detail::BallPoint x = detail::ball_point(row, c);
       ws.diagnostics().projected_points += x.moved ? 1 : 0;
+      const double w = at(weights, j), lambda = 2 / x.alpha;
+      if (w == 0) continue;
+      const double delta = detail::sum(points.cols(), [&](Index i) {
+        const double difference = x.scale * at(row, i) - point[std::size_t(i)];
+        return difference * difference;
+      });
+      // 2wM · 2cδ/(α_m α_x) = wλ · c δ (t + M)
+      const double joined = mean.mass * (mean.mass + 2 * w) + w * w + w * lambda * c * delta * (mean.t + mean.mass);
+      mean.mass = mean.weight == 0 ? w : std::sqrt(joined);
+      mean.t += w * (lambda - 1);
+      mean.weight += w;
+      const double scale = 1 / (mean.t + mean.mass);
+      for (Index i = 0; i < points.cols(); ++i) {
+        n[std::size_t(i)] += w * lambda * x.scale * at(row, i);
+        point[std::size_t(i)] = scale * n[std::size_t(i)];
+      }
     }
-    // No points inside the margin have a smaller mass: what is below is rounding.
-    constexpr double least = double(boundary_margin<T>) * double(boundary_margin<T>);
-    const double square =
-        t * t - c * detail::sum(points.cols(), [&](Index i) { return n[std::size_t(i)] * n[std::size_t(i)]; });
-    return {n, t, std::sqrt(square < least * t * t ? least * t * t : square)};
+    return mean;
   }
 
   [[nodiscard]] static double at(std::span<const T> x, Index i) { return double(x[std::size_t(i)]); }
