@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include "ruvector/core/parameters.hpp"
+#include "ruvector/core/real.hpp"
+#include "ruvector/core/view.hpp"
+#include "ruvector/core/workspace.hpp"
+#include "ruvector/geometry/concepts.hpp"
+#include "ruvector/simd/dot.hpp"
+#include "ruvector/simd/gemm.hpp"
+#include "ruvector/simd/transpose.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <concepts>
+#include <span>
+#include <utility>
+
+namespace ruvector::inline RUVECTOR_ABI::search {
+
+/// How well candidates match queries: larger is better. Pure, reentrant. A score depends on its two rows alone, bit for
+/// bit, not on what else is in the call; NaN in a row gives NaN.
+template <class S>
+concept CandidateScore = std::copyable<S> && Real<ScalarOf<S>> &&
+    requires(const S& score, MatrixView<const ScalarOf<S>> rows, MatrixView<ScalarOf<S>> out, Workspace& workspace) {
+  { score.scores(rows, rows, out, workspace) } -> std::same_as<void>;  // out [m×n] of queries [m×d], candidates [n×d]
+};
+
+/// score = q·k.
+template <Real T>
+struct InnerProduct {
+  /// What it computes in.
+  using Scalar = T;
+
+  /// out_ij = q_i·k_j, one chain of fused multiply-adds in index order. O(m n d).
+  void scores(MatrixView<const T> queries, MatrixView<const T> candidates, MatrixView<T> out,
+              Workspace& workspace) const {
+    simd::gemm_transposed(queries, candidates, out, workspace);
+  }
+};
+
+/// score = q·k/(‖q‖‖k‖), 0 where the square of a norm is 0.
+template <Real T>
+struct Cosine {
+  /// What it computes in.
+  using Scalar = T;
+
+  /// out_ij = cos(q_i, k_j). O(m n d).
+  void scores(MatrixView<const T> queries, MatrixView<const T> candidates, MatrixView<T> out,
+              Workspace& workspace) const {
+    simd::gemm_transposed(queries, candidates, out, workspace);
+    auto frame = workspace.frame();
+    const std::span<T> inverse = frame.template span<T>(candidates.rows());
+    for (Index j = 0; j < candidates.rows(); ++j) inverse[std::size_t(j)] = inverse_norm(candidates.row(j));
+    for (Index i = 0; i < queries.rows(); ++i) {
+      const T query = inverse_norm(queries.row(i));
+      T* row = out.data() + i * out.stride();
+      for (Index j = 0; j < out.cols(); ++j) row[j] = row[j] * query * inverse[std::size_t(j)];
+    }
+  }
+
+ private:
+  [[nodiscard]] static T inverse_norm(std::span<const T> x) {
+    const T square = simd::squared_norm(x);
+    return square == 0 ? T(0) : 1 / std::sqrt(square);
+  }
+};
+
+/// A metric that takes many points at a time, stored by columns.
+template <class M>
+concept ColumnMetric = geometry::Metric<M> &&
+    requires(const M& m, std::span<const ScalarOf<M>> x, MatrixView<const ScalarOf<M>> columns,
+             std::span<ScalarOf<M>> out) {
+  { m.distances(x, columns, out) } -> std::same_as<void>;  // out_j = d(x, column j), the same bits at any j
+};
+
+/// score = −d(q, k): the nearest is the best. E.g. Distance(geometry::PoincareBall<float>(c)).
+template <ColumnMetric M>
+class Distance {
+ public:
+  /// What it computes in.
+  using Scalar = ScalarOf<M>;
+
+  /// By the distance of a manifold, or of any metric.
+  explicit Distance(M metric) : metric_(std::move(metric)) {}
+
+  /// out_ij = −d(q_i, k_j): the candidates are transposed once for all queries. O(m n d).
+  void scores(MatrixView<const Scalar> queries, MatrixView<const Scalar> candidates, MatrixView<Scalar> out,
+              Workspace& workspace) const {
+    auto frame = workspace.frame();
+    const auto columns = frame.template matrix<Scalar>(candidates.cols(), candidates.rows());
+    simd::transpose(candidates, columns);
+    for (Index i = 0; i < queries.rows(); ++i) {
+      const std::span<Scalar> row = out.row(i);
+      metric_.distances(queries.row(i), columns, row);
+      for (Scalar& score : row) score = 0 - score;  // not -score: a distance of 0 scores 0, not −0
+    }
+  }
+
+ private:
+  M metric_;
+};
+
+}  // namespace ruvector::inline RUVECTOR_ABI::search
