@@ -67,7 +67,7 @@ std::vector<Operation<M>> operations() {
        {point, Kind::columns},
        false,
        [=](const M& m, In a) {
-         Values<T> out(several);
+         Values<T> out(a[1].size() / a[0].size());
          m.distances(a[0], const_columns(a[1]), out);
          return out;
        },

@@ -10,9 +10,39 @@
 #include <algorithm>
 #include <cmath>
 #include <initializer_list>
+#include <limits>
 #include <span>
 
 namespace ruvector::inline RUVECTOR_ABI::geometry {
+
+namespace detail {
+
+/// One point against columns (columns.hpp).
+struct FlatColumns {
+  static constexpr bool has_radial_part = false;
+  static constexpr double c = 1, reach = std::numeric_limits<double>::infinity();
+  Clipped x;
+
+  struct Sums {
+    Lane delta;
+    Lane square = 0.0;  // not needed
+  };
+  template <class Block>
+  [[nodiscard, gnu::always_inline]] Sums sums(const Block& block) const {
+    Sums sums{0.0};
+    for (Index i = 0; i < block.rows; ++i) {
+      const Lane difference = block.Y(i) - block.X(i);
+      sums.delta = simd::fma(difference, difference, sums.delta);
+    }
+    return sums;
+  }
+  [[nodiscard, gnu::always_inline]] Lane distance(const Sums& sums) const { return simd::sqrt(sums.delta); }
+  [[nodiscard, gnu::always_inline]] PairTerms terms(const Sums& sums, Lane d_out) const {
+    return {.a = simd::select(sums.delta == Lane(0.0), 0.0, d_out / distance(sums))};
+  }
+};
+
+}  // namespace detail
 
 /// Euclidean space R^d, with the interface of the curved manifolds: the honest baseline. It has no parameter.
 template <Real T>
@@ -45,17 +75,17 @@ struct Euclidean {
 
   /// out_j = d(x, column j) for points stored by columns [d×n]; the bits do not depend on j or n. O(d n).
   void distances(std::span<const T> x, MatrixView<const T> columns, std::span<T> out) const {
-    check_shape("Euclidean::distances: rows of columns", detail::length(x), columns.rows());
-    check_shape("Euclidean::distances: out", columns.cols(), detail::length(out));
-    detail::distances_by_column(*this, x, columns, out);
+    detail::check_columns("Euclidean::distances", x, columns, std::span<const T>(out));
+    detail::column_distances(detail::FlatColumns{}, x, columns, out);
   }
 
   /// Adds the gradients of Σ_j d_out_j d(x, column j) to d_x [d] and d_columns [d×n].
   void distances_vjp(std::span<const T> x, MatrixView<const T> columns, std::span<const T> d_out, std::span<T> d_x,
-                     MatrixView<T> d_columns, Euclidean& grad) const {
-    check_shape("Euclidean::distances_vjp: rows of columns", detail::length(x), columns.rows());
-    check_shape("Euclidean::distances_vjp: d_out", columns.cols(), detail::length(d_out));
-    detail::distances_vjp_by_column(*this, x, columns, d_out, d_x, d_columns, grad);
+                     MatrixView<T> d_columns, Euclidean&) const {
+    detail::check_columns("Euclidean::distances_vjp", x, columns, d_out);
+    detail::check_wanted("Euclidean::distances_vjp: d_x", detail::length(x), d_x);
+    detail::check_wanted("Euclidean::distances_vjp: d_columns", columns, d_columns);
+    detail::column_distances_vjp(detail::FlatColumns{}, x, columns, d_out, d_x, d_columns);
   }
 
   /// out = x: every point is allowed. Returns false: nothing was moved. `out` may be x.

@@ -7,6 +7,7 @@
 #include "ruvector/geometry/columns.hpp"
 #include "ruvector/geometry/hyperbolic_functions.hpp"
 #include "ruvector/geometry/vectors.hpp"
+#include "ruvector/simd/math.hpp"
 
 #include <algorithm>
 #include <cmath>
@@ -81,6 +82,61 @@ struct LorentzPair {
   return k + pull_back(x, radial + k * x.square, c, d_c);
 }
 
+/// One point of the hyperboloid against columns (columns.hpp), by the formulas of LorentzPair.
+struct LorentzColumns {
+  static constexpr bool has_radial_part = true;
+  LorentzPoint x;
+  double c, s, reach;
+  double rho, inverse_rho;  // ‖x⃗‖; 1/‖x⃗‖, or 0
+
+  struct Sums {
+    Lane delta, square, sigma, difference, turn;  // ‖Δ⃗‖², ‖y⃗‖², ‖y⃗‖, σ² − ρ², ‖x⃗/ρ − y⃗/σ‖²
+  };
+  template <class Block>
+  [[nodiscard, gnu::always_inline]] Sums sums(const Block& block) const {
+    Sums sums{0.0, 0.0, 0.0, 0.0, 0.0};
+    for (Index i = 0; i < block.rows; ++i) {
+      const Lane y = block.Y(i), X = block.X(i), delta = y - X;
+      sums.delta = simd::fma(delta, delta, sums.delta);
+      sums.square = simd::fma(y, y, sums.square);
+      sums.difference = simd::fma(delta, y + X, sums.difference);
+    }
+    sums.sigma = simd::sqrt(sums.square);
+    const Lane inverse = simd::select(sums.sigma == Lane(0.0), 0.0, 1.0 / sums.sigma);
+    for (Index i = 0; i < block.rows; ++i) {
+      const Lane turn = simd::fnma(Lane(inverse_rho), block.X(i), block.Y(i) * inverse);
+      sums.turn = simd::fma(turn, turn, sums.turn);
+    }
+    return sums;
+  }
+
+  struct Parts {
+    Lane time, dt, q, t;
+  };
+  [[nodiscard, gnu::always_inline]] Parts parts(const Sums& sums) const {
+    const Lane time = simd::sqrt(sums.square + 1 / c), both = time + x.time;
+    const Lane product = rho * sums.sigma;
+    const Lane radial = simd::select(sums.difference == Lane(0.0), 0.0, sums.difference / (sums.sigma + rho));
+    const Lane gap = (sums.square + (x.square + 1 / c)) / (c * simd::fma(time, x.time, product));
+    const Lane ratio = radial / both;
+    const Lane q = simd::fma(ratio * ratio, 2.0 * (gap + 1 / c), product * sums.turn);
+    return {time, sums.difference / both, q, 0.25 * c * q};
+  }
+  [[nodiscard, gnu::always_inline]] Lane distance(const Parts& p) const {
+    return simd::log1p(2.0 * (p.t + simd::sqrt(simd::fma(p.t, p.t, p.t)))) / s;
+  }
+  [[nodiscard, gnu::always_inline]] Lane distance(const Sums& sums) const { return distance(parts(sums)); }
+
+  // With d_q = 1/√(q(4 + cq)): a = 2 d_q, b = −2 d_q Δ₀/y₀, e = 2 d_q Δ₀/x₀, by c: (d_q q − d/2)/c and b, e through
+  // the times.
+  [[nodiscard, gnu::always_inline]] PairTerms terms(const Sums& sums, Lane d_out) const {
+    const Parts p = parts(sums);
+    const Lane a = simd::select(p.q == Lane(0.0), 0.0, 2.0 * d_out / simd::sqrt(p.q * simd::fma(Lane(c), p.q, 4.0)));
+    const Lane k = a * p.dt, b = -k / p.time, e = k * (1 / x.time);
+    return {a, b, e, (simd::fnma(d_out, distance(p), a * p.q) - (b + e) / c) / (2 * c)};
+  }
+};
+
 }  // namespace detail
 
 /// The hyperboloid {x ∈ R^{d+1} : ⟨x, x⟩ = −1/c, x₀ > 0} of curvature −c, with ⟨x, y⟩ = −x₀y₀ + x⃗·y⃗, s = √c. Rows
@@ -136,14 +192,17 @@ struct Lorentz {
   /// out_j = d(x, column j) for points stored by columns [(d+1)×n]; the bits do not depend on j or n. O(d n).
   void distances(std::span<const T> x, MatrixView<const T> columns, std::span<T> out) const {
     detail::check_columns("Lorentz::distances", x, columns, std::span<const T>(out));
-    detail::distances_by_column(*this, x, columns, out);
+    detail::column_distances(columns_model(x), space(x), space(columns), out);
   }
 
   /// Adds the gradients of Σ_j d_out_j d(x, column j) to d_x [d+1], d_columns [(d+1)×n] and grad.curvature. O(d n).
   void distances_vjp(std::span<const T> x, MatrixView<const T> columns, std::span<const T> d_out, std::span<T> d_x,
                      MatrixView<T> d_columns, Lorentz& grad) const {
     detail::check_columns("Lorentz::distances_vjp", x, columns, d_out);
-    detail::distances_vjp_by_column(*this, x, columns, d_out, d_x, d_columns, grad);
+    detail::check_wanted("Lorentz::distances_vjp: d_x", detail::length(x), d_x);
+    detail::check_wanted("Lorentz::distances_vjp: d_columns", columns, d_columns);
+    grad.curvature += T(
+        detail::column_distances_vjp(columns_model(x), space(x), space(columns), d_out, space(d_x), space(d_columns)));
   }
 
   /// out = the point of the hyperboloid over x⃗, moved to s‖x⃗‖ = 1/margin if it is farther out. Returns whether it was
@@ -451,6 +510,15 @@ struct Lorentz {
   // overflow.
   static constexpr double longest = 300;
 
+  [[nodiscard]] detail::LorentzColumns columns_model(std::span<const T> x) const {
+    if (x.empty()) [[unlikely]]
+      throw_shape_error("Lorentz: columns of a point", "at least 1 (time)", "0");
+    const double c = detail::checked_curvature(curvature);
+    const detail::LorentzPoint px = detail::lorentz_point(space(x), c);
+    const double rho = std::sqrt(px.square);
+    return {px, c, std::sqrt(c), reach, rho, rho == 0 ? 0 : 1 / rho};
+  }
+
   // exp_x(v) = C x + S v.
   struct Step {
     std::span<const T> x_data, v_data;
@@ -530,6 +598,10 @@ struct Lorentz {
   [[nodiscard]] static double at(std::span<const T> x, Index i) { return double(x[std::size_t(i)]); }
   [[nodiscard]] static std::span<const T> space(std::span<const T> x) { return x.empty() ? x : x.subspan(1); }
   [[nodiscard]] static std::span<T> space(std::span<T> x) { return x.empty() ? x : x.subspan(1); }
+  template <class U>
+  [[nodiscard]] static MatrixView<U> space(MatrixView<U> columns) {
+    return columns.rows() == 0 ? columns : columns.rows(1, columns.rows() - 1);
+  }
 
   template <class... Spans>
   [[nodiscard]] double checked(std::string_view what, std::span<const T> x, const Spans&... spans) const {

@@ -7,6 +7,7 @@
 #include "ruvector/geometry/columns.hpp"
 #include "ruvector/geometry/hyperbolic_functions.hpp"
 #include "ruvector/geometry/vectors.hpp"
+#include "ruvector/simd/math.hpp"
 
 #include <algorithm>
 #include <cmath>
@@ -109,6 +110,47 @@ template <Real T>
   return {(-cd / denominator) * g - BallVector{2 * c * d_alpha, 0, 0} - by_p, by_p - (2 * c * d_beta) * y};
 }
 
+/// One point of the ball against columns (columns.hpp). With cδ = c‖x − y‖², D = αβ + cδ, r = √(cδ D).
+struct BallColumns {
+  static constexpr bool has_radial_part = true;
+  BallPoint x;
+  double c, s, reach;
+
+  struct Sums {
+    Lane delta, square;
+  };
+  template <class Block>
+  [[nodiscard, gnu::always_inline]] Sums sums(const Block& block) const {
+    Sums sums{0.0, 0.0};
+    for (Index i = 0; i < block.rows; ++i) {
+      const Lane y = block.Y(i), difference = y - block.X(i);
+      sums.delta = simd::fma(difference, difference, sums.delta);
+      sums.square = simd::fma(y, y, sums.square);
+    }
+    return sums;
+  }
+
+  struct Parts {
+    Lane beta, cd, root, d;
+  };
+  [[nodiscard, gnu::always_inline]] Parts parts(const Sums& sums) const {
+    const Lane beta = simd::fnma(Lane(c), sums.square, 1.0);
+    const Lane cd = c * sums.delta;
+    const Lane root = simd::sqrt(cd * simd::fma(Lane(x.alpha), beta, cd));
+    return {beta, cd, root, simd::log1p(2.0 * (cd + root) / (x.alpha * beta)) / s};
+  }
+  [[nodiscard, gnu::always_inline]] Lane distance(const Sums& sums) const { return parts(sums).d; }
+
+  // κ = 2s/r: a = κ, b = κcδ/β, e = κcδ/α, by c: (κδ(1/α + 1/β − 1) − d)/(2c)
+  [[nodiscard, gnu::always_inline]] PairTerms terms(const Sums& sums, Lane d_out) const {
+    const Parts p = parts(sums);
+    const Lane a = simd::select(p.root == Lane(0.0), 0.0, 2.0 * s * d_out / p.root);
+    const Lane k = a * p.cd, inverse = 1.0 / p.beta;
+    const Lane stretch = k * (inverse + (1 / x.alpha - 1));
+    return {a, k * inverse, k * (1 / x.alpha), (stretch / c - d_out * p.d) / (2 * c)};
+  }
+};
+
 }  // namespace detail
 
 /// The Poincaré ball {x : c‖x‖² < 1} of curvature −c, with s = √c and the conformal factor λ_x = 2/(1 − c‖x‖²). Points
@@ -174,14 +216,16 @@ struct PoincareBall {
   /// out_j = d(x, column j) for points stored by columns [d×n]; the bits do not depend on j or n. O(d n).
   void distances(std::span<const T> x, MatrixView<const T> columns, std::span<T> out) const {
     detail::check_columns("PoincareBall::distances", x, columns, std::span<const T>(out));
-    detail::distances_by_column(*this, x, columns, out);
+    detail::column_distances(columns_model(x), x, columns, out);
   }
 
   /// Adds the gradients of Σ_j d_out_j d(x, column j) to d_x [d], d_columns [d×n] and grad.curvature. O(d n).
   void distances_vjp(std::span<const T> x, MatrixView<const T> columns, std::span<const T> d_out, std::span<T> d_x,
                      MatrixView<T> d_columns, PoincareBall& grad) const {
     detail::check_columns("PoincareBall::distances_vjp", x, columns, d_out);
-    detail::distances_vjp_by_column(*this, x, columns, d_out, d_x, d_columns, grad);
+    detail::check_wanted("PoincareBall::distances_vjp: d_x", detail::length(x), d_x);
+    detail::check_wanted("PoincareBall::distances_vjp: d_columns", columns, d_columns);
+    grad.curvature += T(detail::column_distances_vjp(columns_model(x), x, columns, d_out, d_x, d_columns));
   }
 
   /// out = x, moved to ‖x‖ = (1 − margin)/s if it is outside of that. Returns whether it was moved. `out` may be x.
@@ -512,6 +556,11 @@ struct PoincareBall {
   static constexpr double reach = 1 - double(boundary_margin<T>);
   // Tangent vectors with s‖v‖ over this are shortened to it: the result is the same, and squares do not overflow.
   static constexpr double longest = 1e100;
+
+  [[nodiscard]] detail::BallColumns columns_model(std::span<const T> x) const {
+    const double c = detail::checked_curvature(curvature);
+    return {detail::ball_point(x, c), c, std::sqrt(c), reach};
+  }
 
   // exp_x(v) = (−X) ⊕ Y with X = −x, Y = h v.
   struct Step {
