@@ -21,6 +21,8 @@ namespace ruvector::inline RUVECTOR_ABI::io {
 
 /// The system calls that saving a file makes. A test hands in its own to let any of them fail, or the process die.
 struct PosixCalls {
+  /// As POSIX has it.
+  ///@{
   int open(const char* path, int flags, ::mode_t mode) { return ::open(path, flags, mode); }
   int fchmod(int file, ::mode_t mode) { return ::fchmod(file, mode); }
   ::ssize_t write(int file, const void* bytes, std::size_t count) { return ::write(file, bytes, count); }
@@ -28,6 +30,7 @@ struct PosixCalls {
   int close(int file) { return ::close(file); }
   int rename(const char* from, const char* to) { return std::rename(from, to); }
   int unlink(const char* path) { return ::unlink(path); }
+  ///@}
 };
 
 /// Writes a file so that its path always holds the old content or the complete new one: whatever fails, and whenever

@@ -407,9 +407,12 @@ template <Real T>
 struct Mask {
   detail::native::PackMask<T> pack;  ///< register of the target
 
+  /// Lane by lane.
+  ///@{
   [[nodiscard]] friend Mask operator&(Mask a, Mask b) { return {detail::native::PackMask<T>(a.pack & b.pack)}; }
   [[nodiscard]] friend Mask operator|(Mask a, Mask b) { return {detail::native::PackMask<T>(a.pack | b.pack)}; }
   [[nodiscard]] friend Mask operator!(Mask a) { return {detail::native::invert(a.pack)}; }
+  ///@}
 };
 
 /// The bits of a `Batch<T>` as unsigned integers of the same width.
@@ -428,6 +431,8 @@ struct Words {
     return words;
   }
 
+  /// Lane by lane; sums wrap around.
+  ///@{
   [[nodiscard]] friend Words operator+(Words a, Words b) { return wrap(a.pack + b.pack); }
   [[nodiscard]] friend Words operator-(Words a, Words b) { return wrap(a.pack - b.pack); }
   [[nodiscard]] friend Words operator&(Words a, Words b) { return wrap(a.pack & b.pack); }
@@ -435,6 +440,7 @@ struct Words {
   [[nodiscard]] friend Words operator^(Words a, Words b) { return wrap(a.pack ^ b.pack); }
   [[nodiscard]] friend Words operator<<(Words a, int n) { return wrap(detail::native::shift_left(a.pack, n)); }
   [[nodiscard]] friend Words operator>>(Words a, int n) { return wrap(detail::native::shift_right(a.pack, n)); }
+  ///@}
 };
 
 /// As many T as a register of the target holds, with the arithmetic of T in every lane. Comparisons yield a `Mask`.
@@ -454,6 +460,8 @@ struct Batch {
     return batch;
   }
 
+  /// Lane by lane.
+  ///@{
   [[nodiscard]] friend Batch operator+(Batch a, Batch b) { return wrap(a.pack + b.pack); }
   [[nodiscard]] friend Batch operator-(Batch a, Batch b) { return wrap(a.pack - b.pack); }
   [[nodiscard]] friend Batch operator*(Batch a, Batch b) { return wrap(a.pack * b.pack); }
@@ -463,12 +471,16 @@ struct Batch {
   Batch& operator-=(Batch b) { return *this = *this - b; }
   Batch& operator*=(Batch b) { return *this = *this * b; }
   Batch& operator/=(Batch b) { return *this = *this / b; }
+  ///@}
 
+  /// Lane by lane; false where a lane is NaN.
+  ///@{
   [[nodiscard]] friend Mask<T> operator<(Batch a, Batch b) { return {a.pack < b.pack}; }
   [[nodiscard]] friend Mask<T> operator<=(Batch a, Batch b) { return {a.pack <= b.pack}; }
   [[nodiscard]] friend Mask<T> operator>(Batch a, Batch b) { return {a.pack > b.pack}; }
   [[nodiscard]] friend Mask<T> operator>=(Batch a, Batch b) { return {a.pack >= b.pack}; }
   [[nodiscard]] friend Mask<T> operator==(Batch a, Batch b) { return {a.pack == b.pack}; }
+  ///@}
 };
 
 /// All lanes are `value`.
