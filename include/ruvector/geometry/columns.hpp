@@ -8,7 +8,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
-#include <concepts>
+#include <cstring>
 #include <span>
 #include <string_view>
 #include <type_traits>
@@ -22,7 +22,7 @@
 //   c, reach             points with c‖y‖² > reach² count as projected; reach = ∞: none
 //   sums(block)          what it needs to know of a pair, summed over the coordinates; has `delta` and `square`, ‖y‖²
 //   distance(sums)
-//   terms(sums, d_out)   the gradients of d_out · distance, as PairTerms
+//   terms(sums, d_out, distance)   the gradients of d_out · distance, as PairTerms; `distance()` is its value
 //
 // Every product that is added is an explicit fma: the compiler has nothing left to contract, so a full block, a partial
 // one and one with projected points give the same bits for the same pair.
@@ -33,27 +33,34 @@ using Lane = simd::Batch<double>;
 inline constexpr Index lane_count = simd::lanes<double>;
 
 /// p[0…n−1] in double, the rest 0; `full` promises n = lane_count.
-template <bool full, Real T>
-[[nodiscard, gnu::always_inline]] inline Lane load_lanes(const T* p, Index n) {
-  if constexpr (std::same_as<T, double>) {
-    return full ? simd::load(p) : simd::load_partial(p, n);
-  } else {
-    std::array<double, std::size_t(lane_count)> wide{};
-    for (Index k = 0; k < (full ? lane_count : n); ++k) wide[std::size_t(k)] = double(p[k]);
-    return simd::load(wide.data());
-  }
+template <bool full>
+[[nodiscard, gnu::always_inline]] inline Lane load_lanes(const double* p, Index n) {
+  return full ? simd::load(p) : simd::load_partial(p, n);
+}
+template <bool full>
+[[nodiscard, gnu::always_inline]] inline Lane load_lanes(const float* p, Index n) {
+  // The vectors of the compiler become one conversion instruction; a loop over lanes does not.
+  using Narrow [[gnu::vector_size(lane_count * sizeof(float))]] = float;
+  using Wide [[gnu::vector_size(lane_count * sizeof(double))]] = double;
+  Narrow narrow{};
+  std::memcpy(&narrow, p, (full ? std::size_t(lane_count) : std::size_t(n)) * sizeof(float));
+  const Wide wide = __builtin_convertvector(narrow, Wide);
+  return simd::load(reinterpret_cast<const double*>(&wide));
 }
 
 /// The first n lanes to p[0…n−1], rounded to T.
-template <bool full, Real T>
-[[gnu::always_inline]] inline void store_lanes(T* p, Index n, Lane x) {
-  if constexpr (std::same_as<T, double>) {
-    full ? simd::store(p, x) : simd::store_partial(p, n, x);
-  } else {
-    std::array<double, std::size_t(lane_count)> wide;
-    simd::store(wide.data(), x);
-    for (Index k = 0; k < (full ? lane_count : n); ++k) p[k] = T(wide[std::size_t(k)]);
-  }
+template <bool full>
+[[gnu::always_inline]] inline void store_lanes(double* p, Index n, Lane x) {
+  full ? simd::store(p, x) : simd::store_partial(p, n, x);
+}
+template <bool full>
+[[gnu::always_inline]] inline void store_lanes(float* p, Index n, Lane x) {
+  using Narrow [[gnu::vector_size(lane_count * sizeof(float))]] = float;
+  using Wide [[gnu::vector_size(lane_count * sizeof(double))]] = double;
+  Wide wide;
+  simd::store(reinterpret_cast<double*>(&wide), x);
+  const Narrow narrow = __builtin_convertvector(wide, Narrow);
+  std::memcpy(p, &narrow, (full ? std::size_t(lane_count) : std::size_t(n)) * sizeof(float));
 }
 
 /// A point x and up to lane_count points y, the columns of a matrix from `y` on; `full`: exactly lane_count; `moved`:
@@ -101,8 +108,9 @@ struct BlockSums {
   }
 
   /// The terms of the model, without the radial parts of points that were moved (`pull_back` of vectors.hpp).
-  [[nodiscard, gnu::always_inline]] PairTerms terms(const Model& model, Lane d_out) const {
-    PairTerms t = model.terms(sums, d_out);
+  template <class Distance>
+  [[nodiscard, gnu::always_inline]] PairTerms terms(const Model& model, Lane d_out, Distance distance) const {
+    PairTerms t = model.terms(sums, d_out, distance);
     if (moved) [[unlikely]] {
       Lane xp = 0.0;
       for (Index i = 0; i < block.rows; ++i) xp = simd::fma(block.X(i), block.Y(i) - block.X(i), xp);
@@ -176,10 +184,12 @@ void add_column_terms(const ColumnTerms& terms, const T* x, double x_scale, Matr
   }
 }
 
-/// Adds the gradients of Σ_j d_out_j · distance from x to column j. Returns that by the curvature.
+/// Adds the gradients of Σ_j d_out_j · distance from x to column j. Returns that by the curvature. `distances`, if not
+/// empty, are the values, which otherwise are computed again.
 template <class Model, Real T>
 double column_distances_vjp(const Model& model, std::span<const T> x, MatrixView<const T> columns,
-                            std::span<const T> d_out, std::span<T> d_x, MatrixView<T> d_columns) {
+                            std::span<const T> distances, std::span<const T> d_out, std::span<T> d_x,
+                            MatrixView<T> d_columns) {
   double curvature = 0;
   for (Index first = 0; first < columns.cols(); first += ColumnTerms::columns) {
     const Index last = std::min(first + ColumnTerms::columns, columns.cols());
@@ -187,7 +197,9 @@ double column_distances_vjp(const Model& model, std::span<const T> x, MatrixView
     std::size_t k = 0;
     for_each_block(first, last, [&](auto full, Index j, Index count) {
       const BlockSums<Model, T, full()> pairs(model, x.data(), columns, j, count);
-      const PairTerms t = pairs.terms(model, load_lanes<full()>(d_out.data() + j, count));
+      const PairTerms t = pairs.terms(model, load_lanes<full()>(d_out.data() + j, count), [&] {
+        return distances.empty() ? model.distance(pairs.sums) : load_lanes<full()>(distances.data() + j, count);
+      });
       terms.a[k] = t.a;
       terms.b[k] = t.b;
       terms.y_scale[k] = pairs.block.y_scale;

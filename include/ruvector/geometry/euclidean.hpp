@@ -37,7 +37,8 @@ struct FlatColumns {
     return sums;
   }
   [[nodiscard, gnu::always_inline]] Lane distance(const Sums& sums) const { return simd::sqrt(sums.delta); }
-  [[nodiscard, gnu::always_inline]] PairTerms terms(const Sums& sums, Lane d_out) const {
+  template <class Distance>
+  [[nodiscard, gnu::always_inline]] PairTerms terms(const Sums& sums, Lane d_out, Distance) const {
     return {.a = simd::select(sums.delta == Lane(0.0), 0.0, d_out / distance(sums))};
   }
 };
@@ -79,13 +80,14 @@ struct Euclidean {
     detail::column_distances(detail::FlatColumns{}, x, columns, out);
   }
 
-  /// Adds the gradients of Σ_j d_out_j d(x, column j) to d_x [d] and d_columns [d×n].
+  /// Adds the gradients of Σ_j d_out_j d(x, column j) to d_x [d] and d_columns [d×n]; `distances` is not needed. O(d
+  /// n).
   void distances_vjp(std::span<const T> x, MatrixView<const T> columns, std::span<const T> d_out, std::span<T> d_x,
-                     MatrixView<T> d_columns, Euclidean&) const {
+                     MatrixView<T> d_columns, Euclidean&, std::span<const T> distances = {}) const {
     detail::check_columns("Euclidean::distances_vjp", x, columns, d_out);
     detail::check_wanted("Euclidean::distances_vjp: d_x", detail::length(x), d_x);
     detail::check_wanted("Euclidean::distances_vjp: d_columns", columns, d_columns);
-    detail::column_distances_vjp(detail::FlatColumns{}, x, columns, d_out, d_x, d_columns);
+    detail::column_distances_vjp(detail::FlatColumns{}, x, columns, distances, d_out, d_x, d_columns);
   }
 
   /// out = x: every point is allowed. Returns false: nothing was moved. `out` may be x.

@@ -117,23 +117,25 @@ struct LorentzColumns {
     const Lane time = simd::sqrt(sums.square + 1 / c), both = time + x.time;
     const Lane product = rho * sums.sigma;
     const Lane radial = simd::select(sums.difference == Lane(0.0), 0.0, sums.difference / (sums.sigma + rho));
-    const Lane gap = (sums.square + (x.square + 1 / c)) / (c * simd::fma(time, x.time, product));
+    const Lane gap = (sums.square + (x.square + 1 / c)) / (c * simd::fma(time, Lane(x.time), product));
     const Lane ratio = radial / both;
     const Lane q = simd::fma(ratio * ratio, 2.0 * (gap + 1 / c), product * sums.turn);
     return {time, sums.difference / both, q, 0.25 * c * q};
   }
-  [[nodiscard, gnu::always_inline]] Lane distance(const Parts& p) const {
-    return simd::log1p(2.0 * (p.t + simd::sqrt(simd::fma(p.t, p.t, p.t)))) / s;
+  [[nodiscard, gnu::always_inline]] Lane distance(const Sums& sums) const {
+    const Lane t = parts(sums).t;
+    return (1 / s) * simd::log1p(2.0 * (t + simd::sqrt(simd::fma(t, t, t))));
   }
-  [[nodiscard, gnu::always_inline]] Lane distance(const Sums& sums) const { return distance(parts(sums)); }
 
   // With d_q = 1/√(q(4 + cq)): a = 2 d_q, b = −2 d_q Δ₀/y₀, e = 2 d_q Δ₀/x₀, by c: (d_q q − d/2)/c and b, e through
   // the times.
-  [[nodiscard, gnu::always_inline]] PairTerms terms(const Sums& sums, Lane d_out) const {
+  template <class Distance>
+  [[nodiscard, gnu::always_inline]] PairTerms terms(const Sums& sums, Lane d_out, Distance distance) const {
     const Parts p = parts(sums);
     const Lane a = simd::select(p.q == Lane(0.0), 0.0, 2.0 * d_out / simd::sqrt(p.q * simd::fma(Lane(c), p.q, 4.0)));
-    const Lane k = a * p.dt, b = -k / p.time, e = k * (1 / x.time);
-    return {a, b, e, (simd::fnma(d_out, distance(p), a * p.q) - (b + e) / c) / (2 * c)};
+    const Lane k = a * p.dt, b = -k / p.time, e = (1 / x.time) * k;
+    const Lane length = simd::fnma(d_out, distance(), a * p.q);
+    return {a, b, e, (0.5 / c) * simd::fnma(Lane(1 / c), b + e, length)};
   }
 };
 
@@ -195,14 +197,16 @@ struct Lorentz {
     detail::column_distances(columns_model(x), space(x), space(columns), out);
   }
 
-  /// Adds the gradients of Σ_j d_out_j d(x, column j) to d_x [d+1], d_columns [(d+1)×n] and grad.curvature. O(d n).
+  /// Adds the gradients of Σ_j d_out_j d(x, column j) to d_x [d+1], d_columns [(d+1)×n] and grad.curvature. `distances`
+  /// [n], what `distances` returned, saves their logarithms if it is at hand. O(d n).
   void distances_vjp(std::span<const T> x, MatrixView<const T> columns, std::span<const T> d_out, std::span<T> d_x,
-                     MatrixView<T> d_columns, Lorentz& grad) const {
+                     MatrixView<T> d_columns, Lorentz& grad, std::span<const T> distances = {}) const {
     detail::check_columns("Lorentz::distances_vjp", x, columns, d_out);
     detail::check_wanted("Lorentz::distances_vjp: d_x", detail::length(x), d_x);
     detail::check_wanted("Lorentz::distances_vjp: d_columns", columns, d_columns);
-    grad.curvature += T(
-        detail::column_distances_vjp(columns_model(x), space(x), space(columns), d_out, space(d_x), space(d_columns)));
+    detail::check_wanted("Lorentz::distances_vjp: distances", columns.cols(), distances);
+    grad.curvature += T(detail::column_distances_vjp(columns_model(x), space(x), space(columns), distances, d_out,
+                                                     space(d_x), space(d_columns)));
   }
 
   /// out = the point of the hyperboloid over x⃗, moved to s‖x⃗‖ = 1/margin if it is farther out. Returns whether it was

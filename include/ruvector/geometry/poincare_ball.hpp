@@ -131,23 +131,26 @@ struct BallColumns {
   }
 
   struct Parts {
-    Lane beta, cd, root, d;
+    Lane beta, cd, root;
   };
   [[nodiscard, gnu::always_inline]] Parts parts(const Sums& sums) const {
     const Lane beta = simd::fnma(Lane(c), sums.square, 1.0);
     const Lane cd = c * sums.delta;
-    const Lane root = simd::sqrt(cd * simd::fma(Lane(x.alpha), beta, cd));
-    return {beta, cd, root, simd::log1p(2.0 * (cd + root) / (x.alpha * beta)) / s};
+    return {beta, cd, simd::sqrt(cd * simd::fma(Lane(x.alpha), beta, cd))};
   }
-  [[nodiscard, gnu::always_inline]] Lane distance(const Sums& sums) const { return parts(sums).d; }
+  [[nodiscard, gnu::always_inline]] Lane distance(const Sums& sums) const {
+    const Parts p = parts(sums);
+    return (1 / s) * simd::log1p(2.0 * (p.cd + p.root) / (x.alpha * p.beta));
+  }
 
   // κ = 2s/r: a = κ, b = κcδ/β, e = κcδ/α, by c: (κδ(1/α + 1/β − 1) − d)/(2c)
-  [[nodiscard, gnu::always_inline]] PairTerms terms(const Sums& sums, Lane d_out) const {
+  template <class Distance>
+  [[nodiscard, gnu::always_inline]] PairTerms terms(const Sums& sums, Lane d_out, Distance distance) const {
     const Parts p = parts(sums);
-    const Lane a = simd::select(p.root == Lane(0.0), 0.0, 2.0 * s * d_out / p.root);
+    const Lane a = simd::select(p.root == Lane(0.0), 0.0, 2 * s * d_out / p.root);
     const Lane k = a * p.cd, inverse = 1.0 / p.beta;
     const Lane stretch = k * (inverse + (1 / x.alpha - 1));
-    return {a, k * inverse, k * (1 / x.alpha), (stretch / c - d_out * p.d) / (2 * c)};
+    return {a, k * inverse, (1 / x.alpha) * k, (0.5 / c) * simd::fnma(d_out, distance(), (1 / c) * stretch)};
   }
 };
 
@@ -219,13 +222,15 @@ struct PoincareBall {
     detail::column_distances(columns_model(x), x, columns, out);
   }
 
-  /// Adds the gradients of Σ_j d_out_j d(x, column j) to d_x [d], d_columns [d×n] and grad.curvature. O(d n).
+  /// Adds the gradients of Σ_j d_out_j d(x, column j) to d_x [d], d_columns [d×n] and grad.curvature. `distances` [n],
+  /// what `distances` returned, saves their logarithms if it is at hand. O(d n).
   void distances_vjp(std::span<const T> x, MatrixView<const T> columns, std::span<const T> d_out, std::span<T> d_x,
-                     MatrixView<T> d_columns, PoincareBall& grad) const {
+                     MatrixView<T> d_columns, PoincareBall& grad, std::span<const T> distances = {}) const {
     detail::check_columns("PoincareBall::distances_vjp", x, columns, d_out);
     detail::check_wanted("PoincareBall::distances_vjp: d_x", detail::length(x), d_x);
     detail::check_wanted("PoincareBall::distances_vjp: d_columns", columns, d_columns);
-    grad.curvature += T(detail::column_distances_vjp(columns_model(x), x, columns, d_out, d_x, d_columns));
+    detail::check_wanted("PoincareBall::distances_vjp: distances", columns.cols(), distances);
+    grad.curvature += T(detail::column_distances_vjp(columns_model(x), x, columns, distances, d_out, d_x, d_columns));
   }
 
   /// out = x, moved to ‖x‖ = (1 − margin)/s if it is outside of that. Returns whether it was moved. `out` may be x.
