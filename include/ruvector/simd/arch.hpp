@@ -466,7 +466,8 @@ struct Batch {
   [[nodiscard]] friend Batch operator-(Batch a, Batch b) { return wrap(a.pack - b.pack); }
   [[nodiscard]] friend Batch operator*(Batch a, Batch b) { return wrap(a.pack * b.pack); }
   [[nodiscard]] friend Batch operator/(Batch a, Batch b) { return wrap(a.pack / b.pack); }
-  [[nodiscard]] friend Batch operator-(Batch a) { return wrap(-a.pack); }
+  // 0 − x, as some versions of xsimd negate, has the wrong sign at 0.
+  [[nodiscard]] friend Batch operator-(Batch a) { return from_bits(to_bits(a) ^ Words<T>(detail::sign_bit<T>)); }
   Batch& operator+=(Batch b) { return *this = *this + b; }
   Batch& operator-=(Batch b) { return *this = *this - b; }
   Batch& operator*=(Batch b) { return *this = *this * b; }
