@@ -34,15 +34,14 @@ template <Real T>
 }
 
 /// The error of `actual` in units in the last place that a T has at `expected`, which is known better: a double for
-/// float, a long double for double. Infinite for NaN; 0 if both are the same infinity or both NaN.
+/// float, a long double for double. 0 if both are NaN, or `expected` rounds to the infinity `actual`; else infinite for
+/// NaN and infinities.
 template <Real T, class Better>
 [[nodiscard]] double ulp_error(T actual, Better expected) {
   static_assert(std::numeric_limits<Better>::digits > std::numeric_limits<T>::digits);
   if (std::isnan(actual) && std::isnan(expected)) return 0;
-  // An expected value past the largest T is the T infinity; one that only rounds to it is one step away.
-  if (Better(actual) == expected || actual == static_cast<T>(expected)) {
-    if (std::isinf(actual)) return 0;
-  }
+  if (std::isinf(actual) && actual == static_cast<T>(expected)) return 0;
+  if (std::isinf(expected)) return std::numeric_limits<double>::infinity();
   const Better size = std::fmax(std::fabs(expected), Better(std::numeric_limits<T>::min()));
   const Better ulp = std::ldexp(Better(1), std::ilogb(size) + 1 - std::numeric_limits<T>::digits);
   const double error = static_cast<double>(std::fabs(Better(actual) - expected) / ulp);
