@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include "ruvector/attention/mask.hpp"
+#include "ruvector/core/error.hpp"
+#include "ruvector/core/view.hpp"
+
+#include <span>
+
+namespace ruvector::inline RUVECTOR_ABI::attention {
+
+/// One head of one sequence: m queries that look at n keys.
+template <Real T>
+struct AttentionInput {
+  MatrixView<const T> query;      ///< [m×d]
+  MatrixView<const T> key;        ///< [n×d]
+  MatrixView<const T> value;      ///< [n×v]
+  Mask mask = {};                 ///< which keys a query sees: all rules that are set must hold
+  MatrixView<const T> bias = {};  ///< [m×n], or [1×n] for all queries; added to the logits; empty: none
+};
+
+/// What `forward` writes. Empty members are not wanted and cost nothing.
+template <Real T>
+struct AttentionOutput {
+  MatrixView<T> value;            ///< [m×output_dim]; zeros for a query that sees no key
+  std::span<T> log_sum_exp = {};  ///< [m], of the logits, natural; −∞ for a query that sees no key
+  MatrixView<T> weights = {};     ///< [m×n]; each row sums to 1, or is 0 where the query sees no key
+};
+
+/// Gradients by the inputs. `backward` adds to them; empty members are not wanted.
+template <Real T>
+struct AttentionGradient {
+  MatrixView<T> query;      ///< [m×d]
+  MatrixView<T> key;        ///< [n×d]
+  MatrixView<T> value;      ///< [n×v]
+  MatrixView<T> bias = {};  ///< as the bias: [m×n], or [1×n] (then summed over the queries)
+};
+
+/// Gradients by the outputs, given to `backward`.
+template <Real T>
+struct AttentionOutputGradient {
+  MatrixView<const T> value;            ///< [m×output_dim]
+  std::span<const T> log_sum_exp = {};  ///< [m]; empty: none
+};
+
+namespace detail {
+
+template <class T>
+void check_size(std::string_view what, MatrixView<T> view, Index rows, Index cols) {
+  check_shape(what, rows, view.rows());
+  check_shape(what, cols, view.cols());
+}
+
+}  // namespace detail
+
+/// Throws ShapeError, naming the argument, unless all sizes of the input fit together; ConfigError for a bad mask.
+/// O(1).
+template <Real T>
+void check_input(const AttentionInput<T>& in) {
+  const Index m = in.query.rows(), n = in.key.rows();
+  check_shape("attention: columns of key", in.query.cols(), in.key.cols());
+  check_shape("attention: rows of value", n, in.value.rows());
+  in.mask.check(m, n);
+  if (in.bias.rows() != 0 || in.bias.cols() != 0)
+    detail::check_size("attention: bias", in.bias, in.bias.rows() == 1 ? 1 : m, n);
+}
+
+/// Throws ShapeError, naming the argument, unless the outputs that are wanted fit an input. O(1).
+template <Real T>
+void check_output(const AttentionInput<T>& in, const AttentionOutput<T>& out, Index output_dim) {
+  const Index m = in.query.rows(), n = in.key.rows();
+  if (out.value.data() != nullptr) detail::check_size("attention: output value", out.value, m, output_dim);
+  if (!out.log_sum_exp.empty()) check_shape("attention: output log_sum_exp", m, Index(out.log_sum_exp.size()));
+  if (out.weights.data() != nullptr) detail::check_size("attention: output weights", out.weights, m, n);
+}
+
+/// Throws ShapeError, naming the argument, unless the gradients fit an input. O(1).
+template <Real T>
+void check_gradient(const AttentionInput<T>& in, const AttentionOutputGradient<T>& d_out,
+                    const AttentionGradient<T>& d_in, Index output_dim) {
+  const Index m = in.query.rows(), n = in.key.rows();
+  detail::check_size("attention: gradient of the output", d_out.value, m, output_dim);
+  if (!d_out.log_sum_exp.empty()) check_shape("attention: gradient of log_sum_exp", m, Index(d_out.log_sum_exp.size()));
+  if (d_in.query.data() != nullptr) detail::check_size("attention: gradient of query", d_in.query, m, in.query.cols());
+  if (d_in.key.data() != nullptr) detail::check_size("attention: gradient of key", d_in.key, n, in.key.cols());
+  if (d_in.value.data() != nullptr) detail::check_size("attention: gradient of value", d_in.value, n, in.value.cols());
+  if (d_in.bias.data() != nullptr)
+    detail::check_size("attention: gradient of bias", d_in.bias, in.bias.rows(), in.bias.cols());
+}
+
+}  // namespace ruvector::inline RUVECTOR_ABI::attention

@@ -1,0 +1,471 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <ruvector/attention/attend.hpp>
+#include <ruvector/attention/concepts.hpp>
+#include <ruvector/core/matrix.hpp>
+#include <ruvector/core/random.hpp>
+#include <ruvector/core/workspace.hpp>
+#include <ruvector/train/gradient_check.hpp>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "support/allocation_counter.hpp"
+#include "support/catch.hpp"
+#include "support/near.hpp"
+
+// The laws of attention. A backend adds one line to a list of types and receives them all; what a law needs of a
+// backend beside the concepts is `Subject<A>`: how one is made for a seed, and the logit of a pair, written down in
+// long double.
+
+namespace laws {
+
+using namespace ruvector;
+using namespace ruvector::attention;
+
+template <class A>
+struct Subject;  // static A make(Rng&); static long double logit(const A&, span q, span k); static T alibi_slope(const
+                 // A&)
+
+/// Sizes and rules of a random problem.
+struct Shape {
+  Index queries = 5, keys = 9, dim = 4, value_dim = 3;
+  bool bias = false, bias_row = false, allowed = false, allowed_row = false;
+  Mask mask = {};
+};
+
+/// Inputs that own their memory.
+template <class T>
+struct Problem {
+  Matrix<T> query, key, value, bias;
+  Matrix<std::uint8_t> allowed;
+  Mask mask;
+
+  Problem(const Shape& shape, Rng& rng, double spread = 1)
+      : query(random(shape.queries, shape.dim, rng, spread)),
+        key(random(shape.keys, shape.dim, rng, spread)),
+        value(random(shape.keys, shape.value_dim, rng, 1)),
+        mask(shape.mask) {
+    if (shape.bias) bias = random(shape.bias_row ? 1 : shape.queries, shape.keys, rng, 1);
+    if (!shape.allowed) return;
+    allowed = Matrix<std::uint8_t>(shape.allowed_row ? 1 : shape.queries, shape.keys);
+    for (auto& byte : allowed.span()) byte = std::uint8_t(rng.below(3) != 0 ? 1 + rng.below(255) : 0);
+  }
+
+  [[nodiscard]] AttentionInput<T> input() const {
+    AttentionInput<T> in{query, key, value, mask, bias};
+    if (!allowed.empty()) in.mask.allowed = allowed;
+    return in;
+  }
+  [[nodiscard]] bool sees(Index i, Index j) const {
+    return input().mask.visible(i, query.rows(), key.rows()).contains(j) &&
+           (allowed.empty() || allowed(allowed.rows() == 1 ? 0 : i, j) != 0);
+  }
+
+  static Matrix<T> random(Index rows, Index cols, Rng& rng, double spread) {
+    Matrix<T> matrix(rows, cols);
+    for (T& x : matrix.span()) x = T(spread * rng.normal());
+    return matrix;
+  }
+};
+
+/// Everything a backend can be asked for.
+template <class T>
+struct Result {
+  Matrix<T> value, weights;
+  Vector<T> log_sum_exp;
+
+  template <class A>
+  Result(const A& backend, const AttentionInput<T>& in, Workspace& ws, bool with_weights = false)
+      : value(in.query.rows(), backend.output_dim(in.value.cols())), log_sum_exp(in.query.rows()) {
+    if (with_weights) weights = Matrix<T>(in.query.rows(), in.key.rows());
+    attend(backend, in, AttentionOutput<T>{value, log_sum_exp, weights}, ws);
+  }
+};
+
+/// Attention as a formula, in R: long double for the truth, T for what a plain loop would reach.
+template <class R, class A>
+struct Naive {
+  std::vector<R> value, log_sum_exp;
+
+  Naive(const A& backend, const Problem<ScalarOf<A>>& problem) {
+    const Index m = problem.query.rows(), n = problem.key.rows(), v = problem.value.cols();
+    value.assign(std::size_t(m * v), R(0));
+    log_sum_exp.assign(std::size_t(m), -std::numeric_limits<R>::infinity());
+    const Index end = problem.mask.key_length == Mask::unlimited ? n : problem.mask.key_length;
+    for (Index i = 0; i < m; ++i) {
+      std::vector<R> logit(std::size_t(n), -std::numeric_limits<R>::infinity());
+      R top = -std::numeric_limits<R>::infinity();
+      for (Index j = 0; j < n; ++j) {
+        if (!problem.sees(i, j)) continue;
+        R& x = logit[std::size_t(j)];
+        x = Subject<A>::template logit<R>(backend, problem.query.row(i), problem.key.row(j));
+        x -= R(Subject<A>::alibi_slope(backend)) * R(std::abs(i + end - m - j));
+        if (!problem.bias.empty()) x += R(problem.bias(problem.bias.rows() == 1 ? 0 : i, j));
+        top = std::max(top, x);
+      }
+      if (top == -std::numeric_limits<R>::infinity()) continue;
+      R sum = 0;
+      for (Index j = 0; j < n; ++j) {
+        const R weight = std::exp(logit[std::size_t(j)] - top);
+        sum += weight;
+        if (weight > 0)
+          for (Index c = 0; c < v; ++c) value[std::size_t(i * v + c)] += weight * R(problem.value(j, c));
+      }
+      for (Index c = 0; c < v; ++c) value[std::size_t(i * v + c)] /= sum;
+      log_sum_exp[std::size_t(i)] = top + std::log(sum);
+    }
+  }
+};
+
+/// Queries, keys and rules that hit the borders of registers, tiles and blocks.
+inline Shape random_shape(Rng& rng) {
+  static constexpr Index sizes[] = {1,  2,  3,  5,  7,  8,  15,  16,  17,  23,  24,
+                                    25, 31, 63, 64, 65, 67, 127, 128, 129, 131, 200};
+  const auto size = [&] { return sizes[rng.below(Index(std::size(sizes)))]; };
+  Shape shape{.queries = size(), .keys = size(), .dim = 1 + rng.below(40), .value_dim = 1 + rng.below(40)};
+  shape.bias = rng.below(3) == 0;
+  shape.bias_row = rng.below(2) == 0;
+  shape.allowed = rng.below(4) == 0;
+  shape.allowed_row = rng.below(2) == 0;
+  shape.mask.causal = rng.below(3) == 0;
+  if (rng.below(3) == 0) shape.mask.window_left = rng.below(shape.keys + 2);
+  if (rng.below(4) == 0) shape.mask.window_right = rng.below(shape.keys + 2);
+  if (rng.below(4) == 0) shape.mask.global_keys = rng.below(4);
+  if (rng.below(4) == 0) shape.mask.key_length = rng.below(shape.keys + 1);
+  return shape;
+}
+
+/// The error is at most twice that of a plain loop in the same precision, plus two roundings (promise P-02).
+template <class A>
+void agrees_with_the_formula(std::uint64_t seed, Index cases) {
+  using T = ScalarOf<A>;
+  CAPTURE(seed);
+  Rng rng(seed);
+  Workspace ws;
+  for (Index c = 0; c < cases; ++c) {
+    const A backend = Subject<A>::make(rng);
+    const Problem<T> problem(random_shape(rng), rng);
+    const Result<T> result(backend, problem.input(), ws);
+    const Naive<long double, A> truth(backend, problem);
+    const Naive<T, A> plain(backend, problem);
+    double plain_error = 0, scale = 0, lse_error = 0, lse_scale = 0;
+    for (std::size_t k = 0; k < truth.value.size(); ++k) {
+      plain_error = std::max(plain_error, std::fabs(double(truth.value[k] - static_cast<long double>(plain.value[k]))));
+      scale = std::max(scale, std::fabs(double(truth.value[k])));
+    }
+    for (std::size_t i = 0; i < truth.log_sum_exp.size(); ++i) {
+      if (!std::isfinite(truth.log_sum_exp[i])) continue;
+      lse_error =
+          std::max(lse_error, std::fabs(double(truth.log_sum_exp[i] - static_cast<long double>(plain.log_sum_exp[i]))));
+      lse_scale = std::max(lse_scale, 1 + std::fabs(double(truth.log_sum_exp[i])));
+    }
+    const double ulp = double(std::numeric_limits<T>::epsilon());
+    CAPTURE(c, problem.query.rows(), problem.key.rows(), problem.query.cols());
+    REQUIRE(support::max_error(result.value.span(), truth.value) <= 2 * plain_error + 2 * ulp * scale);
+    for (Index i = 0; i < problem.query.rows(); ++i)
+      REQUIRE(support::near(double(result.log_sum_exp[i]), double(truth.log_sum_exp[std::size_t(i)]),
+                            {.absolute = 2 * lse_error + 2 * ulp * lse_scale}));
+  }
+}
+
+/// Weights are not negative and sum to 1, or to 0 for a query that sees no key, and they make the output.
+template <class A>
+void weights_sum_to_one(std::uint64_t seed) {
+  using T = ScalarOf<A>;
+  CAPTURE(seed);
+  Rng rng(seed);
+  Workspace ws;
+  for (int c = 0; c < 50; ++c) {
+    const A backend = Subject<A>::make(rng);
+    const Problem<T> problem(random_shape(rng), rng, 3);
+    const Result<T> result(backend, problem.input(), ws, true);
+    const double eps = double(std::numeric_limits<T>::epsilon()) * double(problem.key.rows() + 4);
+    for (Index i = 0; i < problem.query.rows(); ++i) {
+      double sum = 0;
+      bool sees = false;
+      for (Index j = 0; j < problem.key.rows(); ++j) {
+        REQUIRE(result.weights(i, j) >= 0);
+        REQUIRE((problem.sees(i, j) || result.weights(i, j) == 0));
+        sees = sees || problem.sees(i, j);
+        sum += double(result.weights(i, j));
+      }
+      REQUIRE(std::fabs(sum - (sees ? 1 : 0)) <= eps);
+      for (Index v = 0; v < problem.value.cols(); ++v) {
+        double mean = 0, magnitude = 0;
+        for (Index j = 0; j < problem.key.rows(); ++j) {
+          mean += double(result.weights(i, j)) * double(problem.value(j, v));
+          magnitude += std::fabs(double(result.weights(i, j)) * double(problem.value(j, v)));
+        }
+        REQUIRE(std::fabs(mean - double(result.value(i, v))) <= eps * (magnitude + 1e-300));
+      }
+    }
+  }
+}
+
+/// What is hidden may hold anything: the output has the bits it has with zeros there (promise P-09).
+template <class A>
+void a_hidden_key_is_never_touched(std::uint64_t seed) {
+  using T = ScalarOf<A>;
+  CAPTURE(seed);
+  Rng rng(seed);
+  Workspace ws;
+  const T poison[] = {std::numeric_limits<T>::quiet_NaN(), std::numeric_limits<T>::infinity(), T(-1e38),
+                      std::numeric_limits<T>::signaling_NaN()};
+  for (int c = 0; c < 60; ++c) {
+    const A backend = Subject<A>::make(rng);
+    Shape shape = random_shape(rng);
+    shape.mask.key_length = rng.below(shape.keys + 1);
+    Problem<T> problem(shape, rng), poisoned = problem;
+    for (Index j = 0; j < shape.keys; ++j) {
+      bool seen = false;
+      for (Index i = 0; i < shape.queries; ++i) seen = seen || problem.sees(i, j);
+      for (Index i = 0; i < shape.queries; ++i)
+        if (shape.bias && !shape.bias_row && !problem.sees(i, j)) {
+          problem.bias(i, j) = 0;
+          poisoned.bias(i, j) = poison[rng.below(4)];
+        }
+      if (seen) continue;
+      for (T& x : problem.key.row(j)) x = 0;
+      for (T& x : problem.value.row(j)) x = 0;
+      for (T& x : poisoned.key.row(j)) x = poison[rng.below(4)];
+      for (T& x : poisoned.value.row(j)) x = poison[rng.below(4)];
+    }
+    const Result<T> clean(backend, problem.input(), ws), result(backend, poisoned.input(), ws);
+    REQUIRE(support::same_bits(clean.value.span(), result.value.span()));
+    REQUIRE(support::same_bits(clean.log_sum_exp.span(), result.log_sum_exp.span()));
+  }
+}
+
+/// A value that is not finite reaches exactly the queries that see it.
+template <class A>
+void nan_stays_in_its_row(std::uint64_t seed) {
+  using T = ScalarOf<A>;
+  CAPTURE(seed);
+  Rng rng(seed);
+  Workspace ws;
+  for (int c = 0; c < 60; ++c) {
+    const A backend = Subject<A>::make(rng);
+    const Shape shape = random_shape(rng);
+    const Problem<T> problem(shape, rng);
+    const Result<T> clean(backend, problem.input(), ws);
+    Problem<T> spoiled = problem;
+    const Index row = rng.below(shape.queries), key = rng.below(shape.keys);
+    const bool in_query = rng.below(2) == 0;
+    if (in_query)
+      spoiled.query(row, rng.below(shape.dim)) = std::numeric_limits<T>::quiet_NaN();
+    else
+      spoiled.value(key, 0) = std::numeric_limits<T>::quiet_NaN();
+    const Result<T> result(backend, spoiled.input(), ws);
+    for (Index i = 0; i < shape.queries; ++i) {
+      bool sees_any = false;
+      for (Index j = 0; j < shape.keys; ++j) sees_any = sees_any || problem.sees(i, j);
+      const bool hit = in_query ? i == row && sees_any : problem.sees(i, key);
+      if (hit)
+        REQUIRE(std::isnan(result.value(i, 0)));
+      else
+        REQUIRE(support::same_bits(clean.value.row(i), result.value.row(i)));
+    }
+  }
+}
+
+/// Logits up to the largest number, and infinite ones, order the weights as they should (promise P-07).
+template <class A>
+void huge_logits_are_safe(std::uint64_t seed) {
+  using T = ScalarOf<A>;
+  CAPTURE(seed);
+  Rng rng(seed);
+  Workspace ws;
+  constexpr T infinity = std::numeric_limits<T>::infinity(), huge = std::numeric_limits<T>::max() / 4;
+  for (const Index n : {2, 5, 64, 100}) {
+    for (const T top : {T(1e4), huge, infinity}) {
+      const A backend = Subject<A>::make(rng);
+      Problem<T> problem({.queries = 3, .keys = n, .bias = true}, rng);
+      for (T& x : problem.bias.span()) x = -huge;
+      const Index one = rng.below(n), two = (one + 1) % n;
+      problem.bias(0, one) = top;
+      problem.bias(1, one) = problem.bias(1, two) = top;
+      for (Index j = 0; j < n; ++j) problem.bias(2, j) = -infinity;
+      const Result<T> result(backend, problem.input(), ws);
+      CAPTURE(n, double(top));
+      for (Index v = 0; v < 3; ++v) {
+        CHECK(support::near(double(result.value(0, v)), double(problem.value(one, v)), support::rounding<T>()));
+        if (top >= huge)  // smaller ones do not drown the difference of the scores
+          CHECK(support::near(double(result.value(1, v)), double(problem.value(one, v) + problem.value(two, v)) / 2,
+                              {.absolute = 1e-6}));
+        CHECK(result.value(2, v) == 0);
+      }
+      CHECK(result.log_sum_exp[2] == -infinity);
+    }
+  }
+}
+
+/// A row alone has the bits it has in a batch, wherever it stands (promise P-21).
+template <class A>
+void a_row_depends_on_itself(std::uint64_t seed) {
+  using T = ScalarOf<A>;
+  CAPTURE(seed);
+  Rng rng(seed);
+  Workspace ws;
+  for (const Index m : {1, 6, 24, 25, 97, 257, 400}) {
+    const A backend = Subject<A>::make(rng);
+    Shape shape{.queries = m, .keys = 150, .dim = 19, .value_dim = 21, .bias = true};
+    shape.mask.key_length = 131;
+    Problem<T> problem(shape, rng);
+    const Result<T> whole(backend, problem.input(), ws);
+    for (Index first = 0; first < m; first += 1 + m / 7) {
+      for (const Index count : {Index(1), Index(5), m - first}) {
+        if (first + count > m) continue;
+        if (Subject<A>::alibi_slope(backend) != 0) continue;  // positions count from the last query
+        AttentionInput<T> in = problem.input();
+        in.query = in.query.rows(first, count);
+        in.bias = in.bias.rows(first, count);
+        const Result<T> part(backend, in, ws);
+        for (Index i = 0; i < count; ++i) {
+          REQUIRE(support::same_bits(part.value.row(i), whole.value.row(first + i)));
+          REQUIRE(support::same_bits(part.log_sum_exp[i], whole.log_sum_exp[first + i]));
+        }
+      }
+    }
+  }
+}
+
+/// The order of the keys does not matter, but for rounding.
+template <class A>
+void keys_are_a_set(std::uint64_t seed) {
+  using T = ScalarOf<A>;
+  CAPTURE(seed);
+  Rng rng(seed);
+  Workspace ws;
+  for (int c = 0; c < 20; ++c) {
+    A backend = Subject<A>::make(rng);
+    const Problem<T> problem({.queries = 9, .keys = 130, .dim = 8, .value_dim = 5}, rng);
+    if (Subject<A>::alibi_slope(backend) != 0) continue;
+    Problem<T> shuffled = problem;
+    std::vector<Index> order(130);
+    for (Index j = 0; j < 130; ++j) order[std::size_t(j)] = j;
+    rng.shuffle(std::span(order));
+    for (Index j = 0; j < 130; ++j) {
+      std::ranges::copy(problem.key.row(order[std::size_t(j)]), shuffled.key.row(j).begin());
+      std::ranges::copy(problem.value.row(order[std::size_t(j)]), shuffled.value.row(j).begin());
+    }
+    const Result<T> result(backend, problem.input(), ws), other(backend, shuffled.input(), ws);
+    const double bound = 130 * double(std::numeric_limits<T>::epsilon()) * 4;
+    REQUIRE(support::max_error(result.value.span(), other.value.span()) <= bound);
+  }
+}
+
+/// The second identical call allocates nothing (promise P-35).
+template <class A>
+void the_second_call_allocates_nothing(std::uint64_t seed) {
+  using T = ScalarOf<A>;
+  Rng rng(seed);
+  const A backend = Subject<A>::make(rng);
+  const Problem<T> problem({.queries = 50, .keys = 5000, .dim = 16, .value_dim = 16, .bias = true}, rng);
+  const AttentionInput<T> in = problem.input();
+  Matrix<T> value(50, backend.output_dim(16)), d_query(50, 16), d_key(5000, 16), d_value(5000, 16);
+  Workspace ws;
+  typename A::Saved saved;
+  A grad = zeros_like(backend);
+  const auto call = [&] {
+    backend.forward(in, AttentionOutput<T>{value}, saved, ws);
+    backend.backward(in, saved, AttentionOutputGradient<T>{value}, AttentionGradient<T>{d_query, d_key, d_value}, grad,
+                     ws);
+  };
+  CHECK(support::allocations_in(call) > 0);
+  CHECK(support::allocations_in(call) == 0);
+}
+
+/// A query that sees no key: zeros, −∞, and nothing flows back (promise P-10).
+template <class A>
+void a_blind_query_is_silent(std::uint64_t seed) {
+  using T = ScalarOf<A>;
+  Rng rng(seed);
+  const A backend = Subject<A>::make(rng);
+  for (const Index keys : {0, 7, 70}) {
+    Shape shape{.queries = 4, .keys = keys};
+    shape.mask.key_length = 0;
+    const Problem<T> problem(shape, rng);
+    Workspace ws;
+    typename A::Saved saved;
+    Matrix<T> value(4, 3, T(7)), ones(4, 3, T(1)), d_query(4, 4), d_key(keys, 4), d_value(keys, 3);
+    Vector<T> lse(4), d_lse(4, T(1));
+    A grad = zeros_like(backend);
+    backend.forward(problem.input(), AttentionOutput<T>{value, lse}, saved, ws);
+    backend.backward(problem.input(), saved, AttentionOutputGradient<T>{ones, d_lse},
+                     AttentionGradient<T>{d_query, d_key, d_value}, grad, ws);
+    for (const T x : value.span()) CHECK(x == 0);
+    for (const T x : lse) CHECK(x == -std::numeric_limits<T>::infinity());
+    for (const Matrix<T>* gradient : {&d_query, &d_key, &d_value})
+      for (const T x : gradient->span()) CHECK(x == 0);
+    for_each_parameter(
+        [](std::string_view, std::span<T> x) {
+          for (const T g : x) CHECK(g == 0);
+        },
+        grad);
+  }
+}
+
+/// Central differences of all inputs and parameters (promise P-01), with every rule of masks and with a gradient of the
+/// log-sum-exp.
+template <class A>
+void gradients_are_right(std::uint64_t seed, Index cases) {
+  static_assert(std::same_as<ScalarOf<A>, double>);
+  CAPTURE(seed);
+  Rng rng(seed);
+  Workspace ws;
+  for (Index c = 0; c < cases; ++c) {
+    const A backend = Subject<A>::make(rng);
+    Shape shape = random_shape(rng);
+    shape.queries = 1 + shape.queries % 40;
+    shape.keys = 1 + shape.keys % 150;
+    shape.dim = 1 + shape.dim % 6;
+    shape.value_dim = 1 + shape.value_dim % 5;
+    shape.mask.key_length = shape.mask.key_length == Mask::unlimited ? Mask::unlimited : shape.keys / 2;
+    const Problem<double> problem(shape, rng);
+    const auto g = Problem<double>::random(shape.queries, backend.output_dim(shape.value_dim), rng, 1);
+    Vector<double> g_lse(shape.queries);
+    for (double& x : g_lse) x = rng.normal();
+    const auto loss = [&](const A& a, const AttentionInput<double>& in) {
+      const Result<double> result(a, in, ws);
+      double sum = 0;
+      for (Index i = 0; i < in.query.rows(); ++i) {
+        if (std::isfinite(result.log_sum_exp[i])) sum += result.log_sum_exp[i] * g_lse[i];
+        for (Index v = 0; v < g.cols(); ++v) sum += result.value(i, v) * g(i, v);
+      }
+      return sum;
+    };
+    const AttentionInput<double> in = problem.input();
+    typename A::Saved saved;
+    Matrix<double> value(shape.queries, g.cols()), d_query(problem.query.rows(), problem.query.cols()),
+        d_key(problem.key.rows(), problem.key.cols()), d_value(problem.value.rows(), problem.value.cols()),
+        d_bias(problem.bias.rows(), problem.bias.cols());
+    A grad = zeros_like(backend);
+    backend.forward(in, AttentionOutput<double>{value}, saved, ws);
+    backend.backward(in, saved, AttentionOutputGradient<double>{g, g_lse},
+                     AttentionGradient<double>{d_query, d_key, d_value, d_bias}, grad, ws);
+    const auto check = [&](const Matrix<double>& x, const Matrix<double>& gradient, auto set) {
+      const auto moved = [&](std::span<const double> values) {
+        AttentionInput<double> other = in;
+        set(other, MatrixView<const double>(values.data(), x.rows(), x.cols()));
+        return loss(backend, other);
+      };
+      const train::GradientCheck result = train::check_gradient(moved, x.span(), gradient.span());
+      INFO(to_string(result));
+      CHECK(result.passed);
+    };
+    CAPTURE(c, shape.queries, shape.keys);
+    check(problem.query, d_query, [](auto& i, MatrixView<const double> x) { i.query = x; });
+    check(problem.key, d_key, [](auto& i, MatrixView<const double> x) { i.key = x; });
+    check(problem.value, d_value, [](auto& i, MatrixView<const double> x) { i.value = x; });
+    if (shape.bias) check(problem.bias, d_bias, [](auto& i, MatrixView<const double> x) { i.bias = x; });
+    const auto parameters = train::check_module_gradient([&](const A& a) { return loss(a, in); }, backend, grad);
+    INFO(to_string(parameters));
+    CHECK(parameters.passed);
+  }
+}
+
+}  // namespace laws
