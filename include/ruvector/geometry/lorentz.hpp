@@ -66,10 +66,12 @@ struct LorentzPair {
 
   [[nodiscard]] Index d() const { return length(x_data); }
   // x⃗·g and Δ⃗·g
-  [[nodiscard]] double x_dot(std::span<const T> g) const {
+  template <Real G>
+  [[nodiscard]] double x_dot(std::span<const G> g) const {
     return sum(length(g), [&](Index i) { return X(i) * double(g[std::size_t(i)]); });
   }
-  [[nodiscard]] double delta_dot(std::span<const T> g) const {
+  template <Real G>
+  [[nodiscard]] double delta_dot(std::span<const G> g) const {
     return sum(length(g), [&](Index i) { return delta(i) * double(g[std::size_t(i)]); });
   }
 };
