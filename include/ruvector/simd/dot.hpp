@@ -18,7 +18,7 @@ namespace detail {
 
 /// Σ_i term(accumulator, i-th chunk of a, i-th chunk of b), the tail filled with zeros.
 template <Real T, class Term>
-T sum_of_terms(const T* a, const T* b, Index n, Term term) {
+[[gnu::flatten]] T sum_of_terms(const T* a, const T* b, Index n, Term term) {
   constexpr Index width = lanes<T>;
   Batch<T> sum(T(0));
   Index i = 0;
@@ -29,7 +29,7 @@ T sum_of_terms(const T* a, const T* b, Index n, Term term) {
 
 /// y[i] = f(x[i], y[i]), the tail through the same vector code.
 template <Real T, class F>
-void update(const T* x, T* y, Index n, F f) {
+[[gnu::flatten]] void update(const T* x, T* y, Index n, F f) {
   constexpr Index width = lanes<T>;
   Index i = 0;
   for (; i + width <= n; i += width) store(y + i, f(load(x + i), load(y + i)));

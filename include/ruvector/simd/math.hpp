@@ -315,8 +315,9 @@ template <Real T>
 namespace detail {
 
 /// y[i] = f(x[i]); x and y are the same span or do not overlap.
+// Flattened: with f in two places, loop and tail, gcc 12 would call it.
 template <Real T, class F>
-void transform(std::span<const T> x, std::span<T> y, F f) {
+[[gnu::flatten]] void transform(std::span<const T> x, std::span<T> y, F f) {
   RUVECTOR_ASSERT(x.size() == y.size());
   constexpr Index width = lanes<T>;
   const Index n = Index(x.size());
