@@ -177,7 +177,7 @@ TEST_CASE("riemannian_sgd: a NaN stays in its row", "[train][riemannian_sgd]") {
   Model clean = model;
   Model gradient = optimizer_runs::gradient_at(model, 1);
   RiemannianSgd().step(clean, gradient);
-  gradient.points(3, 1) = NAN;
+  gradient.points(3, 1) = double(NAN);
   RiemannianSgd().step(model, gradient);
   for (Index i = 0; i < 8; ++i)
     for (Index j = 0; j < 3; ++j)
@@ -195,7 +195,7 @@ TEST_CASE("riemannian_sgd: a refused step changes nothing", "[train][riemannian_
     CHECK_THROWS_AS(RiemannianSgd({.max_gradient_norm = bad}), ConfigError);
     CHECK_THROWS_AS(RiemannianSgd({.margin = bad}), ConfigError);
   }
-  CHECK_THROWS_AS(RiemannianSgd({.learning_rate = INFINITY}), ConfigError);
+  CHECK_THROWS_AS(RiemannianSgd({.learning_rate = double(INFINITY)}), ConfigError);
   CHECK_THROWS_AS(RiemannianSgd({.margin = 1}), ConfigError);
 }
 
