@@ -19,8 +19,8 @@ target_link_libraries(ruvector_dev INTERFACE ruvector::ruvector)
 target_compile_options(
   ruvector_dev
   INTERFACE -Wall -Wextra -Wpedantic -Wconversion -Wshadow -Wdouble-promotion
-            # False alarms inside gcc 12's own AVX-512 intrinsics (GCC bug 105593).
-            $<$<CXX_COMPILER_ID:GNU>:-Wno-maybe-uninitialized>
+            # False alarms inside gcc 12's own AVX-512 intrinsics (GCC bug 105593); clang keeps looking.
+            "$<$<CXX_COMPILER_ID:GNU>:-Wno-uninitialized;-Wno-maybe-uninitialized>"
             $<$<BOOL:${RUVECTOR_NATIVE}>:-march=native>
             # gcc's default; clang would not fuse the products and sums of xsimd 8.1, which has no AVX-512 fma.
             $<$<CXX_COMPILER_ID:Clang,AppleClang>:-ffp-contract=fast>)
