@@ -73,10 +73,15 @@ struct ColumnBlock {
   double x_scale = 1;
   Lane y_scale = 1.0;
 
-  [[nodiscard, gnu::always_inline]] Lane X(Index i) const { return moved ? x_scale * double(x[i]) : double(x[i]); }
+  // fma(…, 0): a plain product would be contracted with the difference y − x in some places and not in others, and for
+  // points that coincide after they were moved nothing but that rounding is left.
+  [[nodiscard, gnu::always_inline]] Lane X(Index i) const {
+    const Lane value = double(x[i]);
+    return moved ? simd::fma(Lane(x_scale), value, 0.0) : value;
+  }
   [[nodiscard, gnu::always_inline]] Lane Y(Index i) const {
     const Lane value = load_lanes<full>(y + i * stride, count);
-    return moved ? y_scale * value : value;
+    return moved ? simd::fma(y_scale, value, 0.0) : value;
   }
 };
 

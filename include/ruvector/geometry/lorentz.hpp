@@ -55,7 +55,7 @@ struct LorentzPair {
                                                    return turn * turn;
                                                  });
     // x₀y₀ − ρσ = (x₀²y₀² − ρ²σ²)/(x₀y₀ + ρσ)
-    const double gap = (1 / c + x.square + y.square) / (c * (x.time * y.time + rho * sigma));
+    const double gap = (1 / c + (x.square + y.square)) / (c * (x.time * y.time + rho * sigma));
     q = radial * radial * 2 * (1 / c + gap) / (time * time) + around;
     t = c * q / 4;
   }
@@ -119,7 +119,7 @@ struct LorentzColumns {
     const Lane time = simd::sqrt(sums.square + 1 / c), both = time + x.time;
     const Lane product = rho * sums.sigma;
     const Lane radial = simd::select(sums.difference == Lane(0.0), 0.0, sums.difference / (sums.sigma + rho));
-    const Lane gap = (sums.square + (x.square + 1 / c)) / (c * simd::fma(time, Lane(x.time), product));
+    const Lane gap = (sums.square + x.square + 1 / c) / (c * simd::fma(time, Lane(x.time), product));
     const Lane ratio = radial / both;
     const Lane q = simd::fma(ratio * ratio, 2.0 * (gap + 1 / c), product * sums.turn);
     return {time, sums.difference / both, q, 0.25 * c * q};
