@@ -31,8 +31,9 @@ void check_sum(T actual, const std::vector<long double>& terms) {
     expected += term;
     magnitude += std::fabs(term);
   }
-  const auto n = static_cast<long double>(terms.size() + 2);
-  CHECK(std::fabs(actual - expected) <= n * std::numeric_limits<T>::epsilon() * magnitude);
+  const auto bound = static_cast<long double>(terms.size() + 2) *
+                     static_cast<long double>(std::numeric_limits<T>::epsilon()) * magnitude;
+  CHECK(std::fabs(static_cast<long double>(actual) - expected) <= bound);
 }
 
 }  // namespace
@@ -47,7 +48,7 @@ TEMPLATE_TEST_CASE("dot: sums are those of the textbook, of any length", "[simd]
     const std::vector<T> a = random_vector<T>(rng, n), b = random_vector<T>(rng, n);
     std::vector<long double> product, square, difference, plain;
     for (std::size_t i = 0; i < a.size(); ++i) {
-      const long double x = a[i], y = b[i];
+      const auto x = static_cast<long double>(a[i]), y = static_cast<long double>(b[i]);
       product.push_back(x * y);
       square.push_back(x * x);
       difference.push_back((x - y) * (x - y));

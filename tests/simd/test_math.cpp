@@ -77,7 +77,7 @@ Worst<T> worst_of(const Function<T>& f, const std::vector<T>& x) {
   f.kernel(x, y);
   Worst<T> worst;
   for (std::size_t i = 0; i < x.size(); ++i) {
-    const double error = error_in_ulp(y[i], f.reference(x[i]));
+    const double error = error_in_ulp(y[i], f.reference(static_cast<typename Function<T>::Wide>(x[i])));
     if (!(error <= worst.error)) worst = {error, x[i]};
   }
   return worst;
