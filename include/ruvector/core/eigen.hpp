@@ -4,7 +4,18 @@
 #include "ruvector/core/matrix.hpp"
 #include "ruvector/core/view.hpp"
 
+// gcc 12 takes the undefined operands of its own AVX-512 intrinsics for variables that were never set (gcc bug 105593)
+// and says so wherever Eigen's products and solvers are instantiated.
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 #include <Eigen/Core>
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic pop
+#endif
+
 #include <span>
 #include <type_traits>
 
