@@ -9,6 +9,7 @@
 #include "ruvector/graph/csr_graph.hpp"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -140,8 +141,7 @@ void landmark_positions(CsrView<I> graph, std::span<const std::type_identity_t<I
     throw_config_error("hop_bucket: most", ">= 8", static_cast<double>(most));
   if (hops < 0) return most;
   if (hops <= 8) return hops;
-  Index log2 = 0;
-  while (log2 < 62 && Index(1) << log2 < hops) ++log2;
+  const auto log2 = static_cast<Index>(std::bit_width(static_cast<std::uint64_t>(hops - 1)));  // ⌈log₂ hops⌉
   return 8 + std::min(log2, most - 8);
 }
 

@@ -1,0 +1,179 @@
+// SPDX-License-Identifier: MIT
+#include <ruvector/core/random.hpp>
+#include <ruvector/geometry/poincare_ball.hpp>
+#include <ruvector/graph/spectral_positions.hpp>
+
+#include "graph/random_graphs.hpp"
+#include "support/catch.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <numbers>
+#include <numeric>
+#include <vector>
+
+namespace ruvector_test_spectral_positions {
+namespace {
+
+using namespace ruvector;
+using graph::CsrGraph;
+using random_graphs::difference;
+using random_graphs::Edges;
+
+constexpr std::uint64_t seed = 32;
+
+double largest(const Matrix<double>& r, Index column) {
+  double most = 0;
+  for (Index i = 0; i < r.rows(); ++i) most = std::max(most, std::fabs(r(i, column)));
+  return most;
+}
+
+// A path has the eigenvectors √d_i cos(π k i/(n − 1)) with eigenvalues 1 − cos(π k/(n − 1)) (Chung 1997, example 1.4).
+TEST_CASE("spectral_positions: a path gives cosines", "[graph]") {
+  for (const Index nodes : {2, 3, 10, 50}) {
+    CAPTURE(nodes);
+    const CsrGraph<> g = random_graphs::path(nodes).graph();
+    const Index columns = std::min(nodes - 1, Index(5));
+    Matrix<double> r(nodes, columns), expected(nodes, columns);
+    graph::spectral_positions(g.view(), r.view());
+    for (Index k = 0; k < columns; ++k) {
+      for (Index i = 0; i < nodes; ++i)
+        expected(i, k) = (i == 0 || i == nodes - 1 ? 1 : std::numbers::sqrt2) *
+                         std::cos(std::numbers::pi * double((k + 1) * i) / double(nodes - 1));
+      const double scale = largest(expected, k);
+      for (Index i = 0; i < nodes; ++i) expected(i, k) /= scale;
+      CHECK(largest(r, k) == 1);
+    }
+    std::vector<Index> same(static_cast<std::size_t>(nodes));
+    std::iota(same.begin(), same.end(), Index(0));
+    CHECK(difference(expected, r, same, true) <= 1e-10);
+  }
+}
+
+TEST_CASE("spectral_positions: columns are eigenvectors of the normalised Laplacian, lowest first", "[graph]") {
+  Rng rng(seed);
+  CAPTURE(seed);
+  constexpr Index nodes = 25;
+  const Edges edges = random_graphs::directed(nodes, 60, rng);
+  const CsrGraph<> g = edges.graph();
+  Matrix<double> weight(nodes, nodes), r(nodes, nodes);
+  std::vector<double> degree(nodes);
+  for (std::size_t e = 0; e < edges.sources.size(); ++e) {
+    weight(edges.sources[e], edges.targets[e]) += 0.5;
+    weight(edges.targets[e], edges.sources[e]) += 0.5;
+  }
+  for (Index i = 0; i < nodes; ++i)
+    for (const double w : weight.row(i)) degree[std::size_t(i)] += w;
+  graph::spectral_positions(g.view(), r.view());
+  double before = 0;
+  Index columns = 0;
+  for (Index k = 0; k < nodes && largest(r, k) > 0; ++k, ++columns) {
+    std::vector<double> image(nodes);
+    double square = 0, product = 0, worst = 0;
+    for (Index i = 0; i < nodes; ++i) {
+      if (degree[std::size_t(i)] == 0) continue;
+      double& at = image[std::size_t(i)] = r(i, k);
+      for (Index j = 0; j < nodes; ++j)
+        if (degree[std::size_t(j)] > 0)
+          at -= weight(i, j) * r(j, k) / std::sqrt(degree[std::size_t(i)] * degree[std::size_t(j)]);
+      square += r(i, k) * r(i, k);
+      product += r(i, k) * at;
+    }
+    const double eigenvalue = product / square;
+    for (Index i = 0; i < nodes; ++i) worst = std::max(worst, std::fabs(image[std::size_t(i)] - eigenvalue * r(i, k)));
+    CHECK(worst <= 1e-12);
+    CHECK(eigenvalue >= before - 1e-12);
+    CHECK(eigenvalue > 1e-6);
+    before = eigenvalue;
+  }
+  CHECK(columns >= nodes / 2);
+}
+
+TEST_CASE("spectral_positions: renaming the nodes permutes the rows, up to signs", "[graph][law]") {
+  Rng rng(seed);
+  CAPTURE(seed);
+  constexpr Index nodes = 40;
+  const Edges edges = random_graphs::connected(nodes, 30, rng);
+  const auto renamed = random_graphs::permutation(nodes, rng);
+  Matrix<double> a(nodes, 4), b(nodes, 4);
+  const CsrGraph<> g = edges.graph(), other = edges.permuted(renamed).graph();
+  graph::spectral_positions(g.view(), a.view());
+  graph::spectral_positions(other.view(), b.view());
+  CHECK(difference(a, b, renamed, true) <= 1e-10);
+  // A column does not depend on how many are asked for.
+  Matrix<double> two(nodes, 2);
+  graph::spectral_positions(g.view(), two.view());
+  for (Index i = 0; i < nodes; ++i) CHECK(std::ranges::equal(two.row(i), a.view().cols(0, 2).row(i)));
+}
+
+TEST_CASE("spectral_positions: components, isolated nodes, small and large graphs", "[graph]") {
+  // Two paths of three nodes and a node alone: eigenvalues 0, 1, 2 each, the zeros left out.
+  Edges edges{7, {}, {}};
+  for (const Index start : {0, 4}) {
+    edges.add_both(start, start + 1);
+    edges.add_both(start + 1, start + 2);
+  }
+  const CsrGraph<> g = edges.graph();
+  Matrix<double> r(7, 6, 9);
+  graph::spectral_positions(g.view(), r.view());
+  for (Index k = 0; k < 6; ++k) {
+    CHECK(r(3, k) == 0);
+    CHECK(largest(r, k) == (k < 4 ? 1 : 0));
+  }
+  for (const Index nodes : {0, 1, 2}) {
+    const CsrGraph<> no_edges(nodes, {}, {});
+    Matrix<double> zero(nodes, 3, 9);
+    graph::spectral_positions(no_edges.view(), zero.view());
+    CHECK(std::ranges::all_of(zero.span(), [](double v) { return v == 0; }));
+  }
+  const CsrGraph<> large(graph::spectral_positions_limit + 1, {}, {});
+  Matrix<double> wide(large.nodes(), 2), wrong(6, 2);
+  CHECK_THROWS_AS(graph::spectral_positions(large.view(), wide.view()), ConfigError);
+  CHECK_THROWS_AS(graph::spectral_positions(g.view(), wrong.view()), ShapeError);
+}
+
+TEST_CASE("tangent_positions: distances in the tangent space survive, the widest direction comes first", "[graph]") {
+  Rng rng(seed);
+  CAPTURE(seed);
+  constexpr Index nodes = 30, dim = 4;
+  const geometry::PoincareBall<double> ball(0.7);
+  Matrix<double> points(nodes, dim), tangent(nodes, dim), r(nodes, dim + 1, 9);
+  for (Index i = 0; i < nodes; ++i) {
+    for (Index j = 0; j < dim; ++j) tangent(i, j) = rng.normal() * double(dim - j) / 4;
+    ball.exp0(tangent.row(i), points.row(i));
+  }
+  graph::tangent_positions(ball, points, r.view());
+  double worst = 0;
+  for (Index i = 0; i < nodes; ++i)
+    for (Index j = 0; j < nodes; ++j) {
+      double before = 0, after = 0;
+      for (Index k = 0; k < dim; ++k) {
+        before += (tangent(i, k) - tangent(j, k)) * (tangent(i, k) - tangent(j, k));
+        after += (r(i, k) - r(j, k)) * (r(i, k) - r(j, k));
+      }
+      worst = std::max(worst, std::fabs(before - after));
+    }
+  CHECK(worst <= 1e-10);
+  double last = std::numeric_limits<double>::infinity();
+  for (Index k = 0; k < dim; ++k) {
+    double variance = 0;
+    for (Index i = 0; i < nodes; ++i) variance += r(i, k) * r(i, k);
+    CHECK(variance <= last);
+    last = variance;
+  }
+  CHECK(largest(r, dim) == 0);  // there are no more than dim
+
+  const auto renamed = random_graphs::permutation(nodes, rng);
+  Matrix<double> moved(nodes, dim), other(nodes, dim + 1);
+  for (Index i = 0; i < nodes; ++i) std::ranges::copy(points.row(i), moved.row(renamed[std::size_t(i)]).begin());
+  graph::tangent_positions(ball, moved, other.view());
+  CHECK(difference(r, other, renamed, true) <= 1e-12);
+
+  Matrix<double> none(0, 2), wrong(nodes + 1, 2);
+  CHECK_NOTHROW(graph::tangent_positions(ball, points.view().rows(0, 0), none.view()));
+  CHECK_THROWS_AS(graph::tangent_positions(ball, points, wrong.view()), ShapeError);
+}
+
+}  // namespace
+}  // namespace ruvector_test_spectral_positions
