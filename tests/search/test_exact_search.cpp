@@ -388,7 +388,7 @@ TEST_CASE("exact_search: whichever allocation fails, a retry finds the same", "[
         CHECK(same(result, expected));
       });
   INFO("allocations that failed: " << points);
-  CHECK(points > 0);
+  if (support::allocations_counted()) CHECK(points > 0);
 }
 
 TEST_CASE("exact_search: a result can be reused for another size", "[search][exact_search]") {
