@@ -21,7 +21,9 @@
 #include <ruvector/geometry/euclidean.hpp>
 #include <ruvector/geometry/lorentz.hpp>
 #include <ruvector/geometry/poincare_ball.hpp>
-// SEARCH
+#include <ruvector/core/workspace.hpp>
+#include <ruvector/search/exact_search.hpp>
+#include <ruvector/search/scores.hpp>
 
 #include <algorithm>
 #include <chrono>
@@ -200,20 +202,19 @@ void answer(const std::vector<std::string>& queries, const wordnet::Database& da
   for (const std::string& query : queries) {
     const std::int32_t node = find_node(database, hierarchy, query);
     std::printf("\nnearest to %s (%s)\n", words(database, hierarchy, node).c_str(), title(e.model, e.dim).c_str());
-    std::vector<double> distance(static_cast<std::size_t>(hierarchy.size()));
+    ruvector::search::SearchResult<double> result;
     with_manifold(e.model, [&](const auto& manifold) {
-      for (Index i = 0; i < hierarchy.size(); ++i)
-        distance[static_cast<std::size_t>(i)] = manifold.distance(e.points.row(node), e.points.row(i));
+      const ruvector::search::ExactSearch nearest{ruvector::search::Distance{manifold}, e.points.view()};
+      ruvector::Workspace workspace;
+      nearest.search(e.points.view().rows(node, 1), wanted + 1, result, workspace);  // + 1: it finds the node itself
     });
-    std::vector<std::int32_t> ids(distance.size());
-    std::iota(ids.begin(), ids.end(), 0);
-    std::sort(ids.begin(), ids.end(), [&](auto a, auto b) { return distance[size_t(a)] < distance[size_t(b)]; });
-    for (Index i = 1; i <= wanted; ++i) {
-      const std::int32_t found = ids[size_t(i)];
-      const char* relation = hierarchy.is_ancestor(found, node)   ? "↑ ancestor"
-                             : hierarchy.is_ancestor(node, found) ? "↓ below it"
+    for (Index i = 0; i < result.count[0]; ++i) {
+      const auto found = static_cast<std::int32_t>(result.ids(0, i));
+      if (found == node) continue;
+      const char* relation = hierarchy.is_ancestor(found, node)   ? "above it"
+                             : hierarchy.is_ancestor(node, found) ? "below it"
                                                                   : "";
-      std::printf("  %7.3f  %s %s\n", distance[size_t(found)], padded(words(database, hierarchy, found), 40).c_str(),
+      std::printf("  %7.3f  %s %s\n", -result.scores(0, i), padded(words(database, hierarchy, found), 40).c_str(),
                   relation);
     }
   }

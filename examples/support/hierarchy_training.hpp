@@ -92,13 +92,9 @@ double > class HierarchyTrainer {
         hierarchy_(hierarchy),
         config_(config),
         frequent_(frequencies(hierarchy)),
-        child_(static_cast<std::size_t>(hierarchy.pairs())),
-        order_(child_.size()),
         slot_(static_cast<std::size_t>(hierarchy.size()), -1) {
-    for (Index u = 0; u < hierarchy.size(); ++u) {
-      const auto at = hierarchy.ancestors.first.begin() + u;
-      std::fill(child_.begin() + at[0], child_.begin() + at[1], static_cast<std::int32_t>(u));
-    }
+    for (Index u = 0; u < hierarchy.size(); ++u)
+      for (const std::int32_t v : hierarchy.ancestors[u]) pairs_.push_back({static_cast<std::int32_t>(u), v});
   }
 
   /// Moves `points` [n×columns]; calls `progress` (units: pairs) often; ends early, between two batches, if asked to.
@@ -115,14 +111,13 @@ double > class HierarchyTrainer {
       const bool burn_in = epoch < config_.burn_in;
       const double rate = config_.sgd.learning_rate * (burn_in ? config_.burn_in_factor : 1.0);
       Rng rng = Rng(config_.seed).split(static_cast<std::uint64_t>(epoch));
-      std::iota(order_.begin(), order_.end(), 0);
-      rng.shuffle(std::span(order_));
+      rng.shuffle(std::span(pairs_));
       for (Index first = 0; first < hierarchy_.pairs(); first += config_.batch) {
         if (stop.stop_requested()) return report.done;
         const Index pairs = std::min(config_.batch, hierarchy_.pairs() - first);
         executor.parallel_for(pairs, [&](Index i, Index worker) {
           Rng draws = rng.split(static_cast<std::uint64_t>(first + i));
-          differentiate(order_[static_cast<std::size_t>(first + i)], burn_in, draws, points,
+          differentiate(pairs_[static_cast<std::size_t>(first + i)], burn_in, draws, points,
                         workers_[static_cast<std::size_t>(worker)], steps_[static_cast<std::size_t>(i)]);
         });
         executor.parallel_for(workers, [&](Index share, Index) {
@@ -141,6 +136,9 @@ double > class HierarchyTrainer {
   }
 
  private:
+  struct Pair {
+    std::int32_t node, ancestor;
+  };
   /// What one pair asks of the points: the gradient of its loss by node, its ancestor and the negatives.
   struct PairStep {
     PairStep(const TrainingConfig& config, Index width)
@@ -181,11 +179,11 @@ double > class HierarchyTrainer {
   }
 
   /// Fills `step` with the ancestor and the negatives of a pair, and has their points fetched from memory meanwhile.
-  void draw(Index pair, bool burn_in, Rng& rng, MatrixView<const double> points, Worker& worker, PairStep& step) const {
-    const std::int32_t node = child_[static_cast<std::size_t>(pair)];
+  void draw(Pair pair, bool burn_in, Rng& rng, MatrixView<const double> points, Worker& worker, PairStep& step) const {
+    const std::int32_t node = pair.node;
     const auto above = hierarchy_.ancestors[node];
     step.node = node;
-    step.others[0] = hierarchy_.ancestors.target[static_cast<std::size_t>(pair)];
+    step.others[0] = pair.ancestor;
     step.count = 0;
     if (static_cast<Index>(above.size()) + 1 == hierarchy_.size()) return;
 
@@ -209,7 +207,7 @@ double > class HierarchyTrainer {
 
   /// The loss of one pair and its gradient: with e_j the energy (distance, or its square) of the others and p their
   /// softmax(−e), loss = e₀ + log Σ exp(−e_j) and ∂loss/∂e_j = [j = 0] − p_j.
-  void differentiate(Index pair, bool burn_in, Rng& rng, MatrixView<const double> points, Worker& worker,
+  void differentiate(Pair pair, bool burn_in, Rng& rng, MatrixView<const double> points, Worker& worker,
                      PairStep& step) const {
     draw(pair, burn_in, rng, points, worker, step);
     step.loss = 0;
@@ -277,10 +275,9 @@ double > class HierarchyTrainer {
   const Hierarchy& hierarchy_;
   TrainingConfig config_;
   WeightedSampler frequent_;
-  std::vector<std::int32_t> child_;  // [pairs] the lower node of each
-  std::vector<std::int64_t> order_;  // [pairs] shuffled each epoch
-  std::vector<std::int32_t> slot_;   // [n] row of a node in its worker's gradient, −1: none yet
-  std::vector<PairStep> steps_;      // [batch]
+  std::vector<Pair> pairs_;         // shuffled each epoch
+  std::vector<std::int32_t> slot_;  // [n] row of a node in its worker's gradient, −1: none yet
+  std::vector<PairStep> steps_;     // [batch]
   std::vector<Worker> workers_;
 };
 

@@ -40,16 +40,10 @@ namespace detail {
   distance[static_cast<std::size_t>(node)] = Limits::quiet_NaN();
   for (const std::int32_t v : ancestors) distance[static_cast<std::size_t>(v)] = Limits::quiet_NaN();
 
-  // rivals[i]: other nodes with near[i−1] < distance <= near[i]; a tie counts against the embedding
-  std::vector<Index> rivals(near.size(), 0);
-  for (const double d : distance) {
-    if (!(d <= near.back())) continue;
-    ++rivals[static_cast<std::size_t>(std::lower_bound(near.begin(), near.end(), d) - near.begin())];
-  }
   Reconstruction result;
-  Index nearer = 0;
   for (std::size_t i = 0; i < near.size(); ++i) {
-    nearer += rivals[i];
+    // a tie counts against the embedding; this loop is SIMD, and faster than sorting n distances
+    const Index nearer = std::count_if(distance.begin(), distance.end(), [&](double d) { return d <= near[i]; });
     const auto position = static_cast<double>(nearer + static_cast<Index>(i) + 1);
     result.mean_rank += static_cast<double>(nearer + 1);
     result.mean_average_precision += static_cast<double>(i + 1) / position;
