@@ -9,6 +9,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
+#include <cstdlib>
 #include <limits>
 #include <span>
 #include <thread>
@@ -23,10 +24,11 @@ namespace {
 namespace simd = ruvector::simd;
 
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) || !defined(__OPTIMIZE__)
-constexpr std::uint64_t stride = 257;  // these builds are ten to fifty times slower
+constexpr bool slow_build = true;  // ten to fifty times slower
 #else
-constexpr std::uint64_t stride = 1;
+constexpr bool slow_build = false;
 #endif
+const std::uint64_t stride = slow_build || std::getenv("RUVECTOR_QUICK_TESTS") != nullptr ? 257 : 1;
 constexpr std::uint64_t patterns = std::uint64_t(1) << 32;
 constexpr std::uint64_t block = std::uint64_t(1) << 14;
 
