@@ -22,6 +22,7 @@ namespace ruvector::inline RUVECTOR_ABI::simd {
 
 namespace detail {
 
+// The types of the arrays are spelled out: gcc 12 puts a constant of deduced type into writable memory.
 template <Real T>
 struct MathConstants;
 
@@ -37,12 +38,12 @@ struct MathConstants<float> {
   static constexpr float tanh_highest = 10;                       // tanh rounds to 1 from here
   static constexpr float asinh_large = 0x1p14f;                   // asinh x = ln 2x from here
   // (eʳ − 1 − r) / r² on |r| ≤ ln 2 / 2, to 2⁻²⁸ of eʳ
-  static constexpr std::array exp_tail = {0x1.fffffcp-2f, 0x1.55548cp-3f, 0x1.555858p-5f, 0x1.123dep-7f,
-                                          0x1.6ac74ep-10f};
+  static constexpr std::array<float, 5> exp_tail = {0x1.fffffcp-2f, 0x1.55548cp-3f, 0x1.555858p-5f, 0x1.123dep-7f,
+                                                    0x1.6ac74ep-10f};
   // (ln(1 + f) − f + f²/2) / f³ on 1 + f ∈ [√½, √2], to 2⁻²⁹ of ln(1 + f)
-  static constexpr std::array log_tail = {0x1.555548p-2f,  -0x1.00007p-2f,  0x1.99a54p-3f,
-                                          -0x1.552f18p-3f, 0x1.23036ep-3f,  -0x1.0103e2p-3f,
-                                          0x1.eff05ep-4f,  -0x1.bf291cp-4f, 0x1.b5a9bap-5f};
+  static constexpr std::array<float, 9> log_tail = {0x1.555548p-2f,  -0x1.00007p-2f,  0x1.99a54p-3f,
+                                                    -0x1.552f18p-3f, 0x1.23036ep-3f,  -0x1.0103e2p-3f,
+                                                    0x1.eff05ep-4f,  -0x1.bf291cp-4f, 0x1.b5a9bap-5f};
 };
 
 template <>
@@ -57,14 +58,14 @@ struct MathConstants<double> {
   static constexpr double tanh_highest = 20;
   static constexpr double asinh_large = 0x1p30;
   // to 2⁻⁵⁶ of eʳ
-  static constexpr std::array exp_tail = {0x1.000000000000ap-1,  0x1.55555555554fap-3,  0x1.555555555087cp-5,
-                                          0x1.1111111127be8p-7,  0x1.6c16c1842a194p-10, 0x1.a01a012a5722fp-13,
-                                          0x1.a0199a0c53b63p-16, 0x1.71df25532c7ebp-19, 0x1.28ad72ddbb9c8p-22,
-                                          0x1.ad7f6dde40231p-26};
+  static constexpr std::array<double, 10> exp_tail = {
+      0x1.000000000000ap-1,  0x1.55555555554fap-3,  0x1.555555555087cp-5,  0x1.1111111127be8p-7,
+      0x1.6c16c1842a194p-10, 0x1.a01a012a5722fp-13, 0x1.a0199a0c53b63p-16, 0x1.71df25532c7ebp-19,
+      0x1.28ad72ddbb9c8p-22, 0x1.ad7f6dde40231p-26};
   // (ln((1 + s)/(1 − s))/s − 2) / s², as a polynomial in s² on s = f/(2 + f), to 2⁻⁵⁹ of ln(1 + f)
-  static constexpr std::array log_tail = {0x1.5555555555592p-1, 0x1.999999997fefp-2,  0x1.24924941e50b7p-2,
-                                          0x1.c71c52106dbaap-3, 0x1.74663ddefbdccp-3, 0x1.39a1cd32028ccp-3,
-                                          0x1.2f04ed4f835cdp-3};
+  static constexpr std::array<double, 7> log_tail = {0x1.5555555555592p-1, 0x1.999999997fefp-2,  0x1.24924941e50b7p-2,
+                                                     0x1.c71c52106dbaap-3, 0x1.74663ddefbdccp-3, 0x1.39a1cd32028ccp-3,
+                                                     0x1.2f04ed4f835cdp-3};
 };
 
 /// c₀ + c₁x + c₂x² + …
