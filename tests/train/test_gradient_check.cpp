@@ -40,6 +40,10 @@ TEST_CASE("gradient_check: a right gradient passes", "[train][gradient_check]") 
   CHECK(check.checked == 4);
   CHECK(check.index >= 0);
   CHECK(check_gradient(wave, {}, {}).passed);
+  const auto exact = check_gradient([](std::span<const double>) { return 1.0; }, at, std::vector<double>(4));
+  CHECK(exact.passed);
+  CHECK(exact.worst == 0);
+  CHECK(exact.index == 0);  // −1 would say that nothing was checked
 }
 
 TEST_CASE("gradient_check: an error of 2e-6 in any element is found and named", "[train][gradient_check]") {

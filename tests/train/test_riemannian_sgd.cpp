@@ -169,6 +169,12 @@ TEST_CASE("riemannian_sgd: rows on a manifold take Riemannian steps, the rest or
     for (Index j = 0; j < 2; ++j) CHECK(model.points(i, j) == expected[j]);
   }
   for (Index i = 0; i < 5; ++i) CHECK(model.weight[i] == Approx(1 - 0.25 * gradient.weight[i]).epsilon(1e-15));
+
+  // The last tensor does not fit: the first ones are not moved, either.
+  Both untouched, narrow = gradient;
+  narrow.weight = Vector<double>(4);
+  CHECK_THROWS_AS(RiemannianSgd(config).step(untouched, narrow), ShapeError);
+  CHECK(optimizer_runs::same_bits(untouched, start));
 }
 
 TEST_CASE("riemannian_sgd: a NaN stays in its row", "[train][riemannian_sgd]") {
