@@ -120,6 +120,9 @@ TEST_CASE("spectral_positions: components, isolated nodes, small and large graph
   for (Index k = 0; k < 6; ++k) {
     CHECK(r(3, k) == 0);
     CHECK(largest(r, k) == (k < 4 ? 1 : 0));
+    // Orthogonal to √d on each component, as the vectors of eigenvalue 0 are not.
+    for (const Index start : {0, 4})
+      CHECK(std::fabs(r(start, k) + std::numbers::sqrt2 * r(start + 1, k) + r(start + 2, k)) <= 1e-14);
   }
   for (const Index nodes : {0, 1, 2}) {
     const CsrGraph<> no_edges(nodes, {}, {});

@@ -56,14 +56,15 @@ TEMPLATE_TEST_CASE("linear: y = x W^T + b within the bound of rounding", "[nn]",
         bool within = true;
         for (Index i = 0; i < n; ++i)
           for (Index j = 0; j < out; ++j) {
-            long double sum = map.bias[j], size = std::fabs(sum);
+            auto sum = static_cast<long double>(map.bias[j]), size = std::fabs(sum);
             for (Index k = 0; k < in; ++k) {
               const long double term = static_cast<long double>(x(i, k)) * static_cast<long double>(map.weight(j, k));
               sum += term;
               size += std::fabs(term);
             }
             // Higham 2002, §3.1
-            const long double bound = static_cast<long double>(in + 1) * std::numeric_limits<T>::epsilon() * size;
+            const double eps = double(std::numeric_limits<T>::epsilon());
+            const long double bound = static_cast<long double>(double(in + 1) * eps) * size;
             within = within && std::fabs(static_cast<long double>(y(i, j)) - sum) <= bound;
           }
         CHECK(within);
@@ -103,7 +104,7 @@ TEST_CASE("linear: initialisers have their mean, variance and limit", "[nn]") {
     double variance, limit;
   };
   const double inf = std::numeric_limits<double>::infinity();
-  for (const auto& [initializer, variance, limit] : {
+  for (const Expected& expected : {
            Expected{Initializer::zero, 0, 0},
            Expected{Initializer::fan_in_uniform, 1.0 / (3 * in), 1 / std::sqrt(double(in))},
            Expected{Initializer::xavier_uniform, 2.0 / (in + out), std::sqrt(6.0 / (in + out))},
@@ -111,6 +112,8 @@ TEST_CASE("linear: initialisers have their mean, variance and limit", "[nn]") {
            Expected{Initializer::he_uniform, 2.0 / in, std::sqrt(6.0 / in)},
            Expected{Initializer::he_normal, 2.0 / in, inf},
        }) {
+    const Initializer initializer = expected.initializer;
+    const double variance = expected.variance, limit = expected.limit;
     CAPTURE(int(initializer), seed);
     Rng rng(seed), same(seed);
     const Linear<double> map({.input = in, .output = out, .initializer = initializer}, rng);
