@@ -109,9 +109,6 @@ void print(const char* name, const Sweep& s) {
               s.denormal_error, static_cast<unsigned long long>(s.steps_back), static_cast<unsigned long long>(stride));
 }
 
-// Bounds without a fused multiply-add are those of the extra roundings.
-constexpr bool fused = simd::detail::fused;
-
 }  // namespace
 
 TEST_CASE("exp: every float is within its bound", "[simd][exhaustive]") {
@@ -128,12 +125,10 @@ TEST_CASE("exp2_softmax: every float is within its bound, and larger scores neve
   const Sweep s = sweep([](std::span<const float> x, std::span<float> y) { simd::exp2_softmax(x, y); },
                         [](double x) { return std::exp2(x); }, -150.0f, 0x1.fffffep+6f);
   print("exp2_softmax", s);
-  CHECK(s.normal_error <= (fused ? 1.25 : 1.6));
+  CHECK(s.normal_error <= 1.25);
   CHECK(s.denormal_error <= 1);
   CHECK(s.wrong_specials == 0);
-  if (fused) {
-    CHECK(s.steps_back == 0);
-  }
+  CHECK(s.steps_back == 0);
 }
 
 TEST_CASE("exp: exact values", "[simd]") {
