@@ -18,10 +18,10 @@
 #include <ruvector/core/executor.hpp>
 #include <ruvector/core/matrix.hpp>
 #include <ruvector/core/random.hpp>
+#include <ruvector/core/workspace.hpp>
 #include <ruvector/geometry/euclidean.hpp>
 #include <ruvector/geometry/lorentz.hpp>
 #include <ruvector/geometry/poincare_ball.hpp>
-#include <ruvector/core/workspace.hpp>
 #include <ruvector/search/exact_search.hpp>
 #include <ruvector/search/scores.hpp>
 
@@ -29,13 +29,13 @@
 #include <chrono>
 #include <csignal>
 #include <cstdio>
+#include <cstdlib>
 #include <exception>
 #include <functional>
 #include <map>
 #include <optional>
 #include <stop_token>
 #include <string>
-#include <thread>
 #include <utility>
 #include <vector>
 
@@ -53,7 +53,7 @@ struct Options {
   Model model = Model::poincare;
   Index dim = 5, epochs = 300, batch = 10, negatives = 50, burn_in = 20;
   std::optional<double> learning_rate;
-  Index threads = std::max(Index(1), static_cast<Index>(std::thread::hardware_concurrency()));
+  Index threads = 1;
   std::uint64_t seed = 1;
   std::string svg, csv, save, load;
   std::vector<std::string> queries;
@@ -232,9 +232,9 @@ void draw(const std::string& path, const wordnet::Database& database, const Hier
   std::printf("\npicture: %s\n", path.c_str());
 }
 
-/// An interval that a figure has to lie in.
+/// What the figures of `--quick` have to reach, with some room for other seeds, instruction sets and compilers.
 struct Expected {
-  double least_map, most_rank;
+  double least_map, most_map, most_rank;
 };
 
 /// The mammals in four spaces, some queries, and a picture. Returns the exit code.
@@ -243,18 +243,18 @@ int demo(Options options) {
     Model model;
     Index dim;
     const char* published;
-    Expected quick;  // what `--quick` has to reach, with some room for other random numbers
+    Expected quick;
   };
-  const Row rows[] = {{Model::poincare, 5, "1.26 / 0.927  (Nickel & Kiela)", {0.80, 2.0}},
-                      {Model::lorentz, 5, "", {0.80, 2.0}},
-                      {Model::euclidean, 5, "", {0.10, 120}},
-                      {Model::euclidean, 50, "", {0.80, 2.0}}};
+  const Row rows[] = {{Model::poincare, 5, "1.26 / 0.927 (Nickel & Kiela 2017)", {0.84, 0.90, 1.9}},
+                      {Model::lorentz, 5, "", {0.84, 0.90, 1.9}},
+                      {Model::euclidean, 5, "", {0.19, 0.29, 95}},
+                      {Model::euclidean, 50, "", {0.97, 1.00, 1.1}}};
   const auto database = wordnet::read(options.wordnet, "noun");
   const auto all = build_hierarchy(database);
   const auto mammals = build_hierarchy(database, "mammal");
   std::printf("nouns: %d concepts, %d (concept, ancestor) pairs; mammals: %d, %d\n", static_cast<int>(all.size()),
               static_cast<int>(all.pairs()), static_cast<int>(mammals.size()), static_cast<int>(mammals.pairs()));
-  if (options.quick) options.epochs = 60;
+  if (options.quick) options.epochs = 150;
   ThreadPool threads(options.threads);
 
   std::vector<Embedding> embeddings;
@@ -263,7 +263,8 @@ int demo(Options options) {
     if (interrupt_requested) break;
     embeddings.push_back(train(options, row.model, row.dim, mammals, threads));
     const Reconstruction& quality = embeddings.back().quality;
-    good = good && quality.mean_average_precision >= row.quick.least_map && quality.mean_rank <= row.quick.most_rank;
+    good = good && quality.mean_average_precision >= row.quick.least_map &&
+           quality.mean_average_precision <= row.quick.most_map && quality.mean_rank <= row.quick.most_rank;
     write_csv(options, embeddings.back());
   }
   const Embedding flat = train(options, Model::poincare, 2, mammals, threads);
@@ -273,7 +274,9 @@ int demo(Options options) {
   print_table_row(flat, "(the picture)");
   answer({"dog", "whale"}, database, mammals, embeddings.front());
   draw(options.svg.empty() ? "mammals.svg" : options.svg, database, mammals, flat, "Mammals");
-  return good || !options.quick ? 0 : 1;
+  if (!options.quick || good || interrupt_requested) return 0;
+  std::fprintf(stderr, "wordnet_search: a count or a figure of --quick is not what it should be\n");
+  return 1;
 }
 
 /// One hierarchy in one space. Returns the exit code.
@@ -307,17 +310,23 @@ int run(const Options& options) {
 /// Describes the command line.
 void add_options(CLI::App& app, Options& o) {
   app.add_option("--wordnet", o.wordnet, "folder of the WordNet 3 database (Debian: package wordnet-base)")
-      ->capture_default_str();
+      ->capture_default_str()
+      ->type_name("DIR");
   app.add_option("--pos", o.part_of_speech, "part of speech: noun or verb")
       ->check(CLI::IsMember({"noun", "verb"}))
       ->capture_default_str();
-  app.add_option("--root", o.root, "only the first sense of this word and what is below it (default: everything)");
-  app.add_option("--model", o.model, "space: poincare, lorentz or euclidean (default: poincare)")
-      ->transform(CLI::CheckedTransformer(models).description(""));
+  app.add_option("--root", o.root, "only the first sense of this word and what is below it (default: everything)")
+      ->type_name("WORD");
+  app.add_option_function<std::string>(
+         "--model", [&o](const std::string& name) { o.model = models.at(name); }, "space (default: poincare)")
+      ->check(CLI::IsMember({"poincare", "lorentz", "euclidean"}));
   const auto count = CLI::Range(1, 1 << 20);
   app.add_option("--dim", o.dim, "dimension of the space")->check(CLI::Range(1, 10000))->capture_default_str();
   app.add_option("--epochs", o.epochs, "passes over all pairs")->check(count)->capture_default_str();
-  app.add_option("--lr", o.learning_rate, "learning rate (default: 0.3; Euclidean 1)")->check(CLI::PositiveNumber);
+  app.add_option("--lr", o.learning_rate, "learning rate (default: 0.3; Euclidean 1)")
+      ->check(CLI::Validator(
+          [](const std::string& text) { return std::atof(text.c_str()) > 0 ? "" : text + " is not a number above 0"; },
+          "> 0"));
   app.add_option("--batch", o.batch, "pairs a step")->check(count)->capture_default_str();
   app.add_option("--negatives", o.negatives, "negatives a pair")->check(count)->capture_default_str();
   app.add_option("--burn-in", o.burn_in, "first epochs, at 1/100 of the learning rate")
@@ -327,11 +336,13 @@ void add_options(CLI::App& app, Options& o) {
       ->check(CLI::Range(1, 1024))
       ->capture_default_str();
   app.add_option("--seed", o.seed, "seed of all random numbers")->capture_default_str();
-  app.add_option("--query", o.queries, "print the concepts nearest to this word (may be repeated)");
-  app.add_option("--svg", o.svg, "draw the Poincaré disk to this file (needs --model poincare --dim 2)");
-  app.add_option("--csv", o.csv, "append a line with the figures to this file");
-  app.add_option("--save", o.save, "save the points to F.npy, and their synset offsets to F.ids.txt");
-  app.add_option("--load", o.load, "load such files instead of training");
+  app.add_option("--query", o.queries, "print the concepts nearest to this word (may be repeated)")->type_name("WORD");
+  app.add_option("--svg", o.svg, "draw the Poincaré disk to this file (needs --model poincare --dim 2)")
+      ->type_name("FILE");
+  app.add_option("--csv", o.csv, "append a line with the figures to this file")->type_name("FILE");
+  app.add_option("--save", o.save, "save the points to F.npy, and their synset offsets to F.ids.txt")
+      ->type_name("F.npy");
+  app.add_option("--load", o.load, "load such files instead of training")->type_name("F.npy");
   app.add_flag("--demo", o.demo, "the mammals in four spaces, queries, and a picture (mammals.svg)");
   app.add_flag("--quick", o.quick, "with --demo: fewer epochs, and exit code 1 if a figure is not what it should be");
 }

@@ -238,7 +238,7 @@ double > class HierarchyTrainer {
     std::fill(step.d_node.begin(), step.d_node.end(), 0.0);
     const auto d_others = step.d_others.view().cols(0, step.count);
     for (Index i = 0; i < d_others.rows(); ++i) std::fill_n(d_others.row(i).data(), n, 0.0);
-    manifold_.distances_vjp(x, others, weight, step.d_node.span(), d_others, worker.d_manifold);
+    manifold_.distances_vjp(x, others, weight, step.d_node.span(), d_others, worker.d_manifold, distance);
   }
 
   /// Adds up the gradients of the nodes ≡ share (mod shares) and moves each once.
