@@ -20,7 +20,7 @@
 
 namespace ruvector::inline RUVECTOR_ABI::graph {
 
-/// The most nodes that `spectral_positions` takes: its solver needs O(n²) memory and O(n³) time, 15 s there.
+/// The most nodes that `spectral_positions` takes: its solver needs O(n²) memory and O(n³) time, about 5 s there.
 inline constexpr Index spectral_positions_limit = 2048;
 
 namespace detail {

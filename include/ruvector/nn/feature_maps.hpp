@@ -167,7 +167,7 @@ struct FavorPlus {
   }
 
   /// φ(x_i) = exp(log_scale_i) phi_i: [n×d] → [n×M], [n]. With an empty log_scale phi is φ itself, which overflows for
-  /// long rows. A row with NaN or infinity has NaN features and log_scale NaN. O(n d M). Throws ShapeError.
+  /// long rows. A row that holds NaN or infinity has NaN features and, as log_scale, NaN. O(n d M). Throws ShapeError.
   void forward(MatrixView<const T> x, MatrixView<T> phi, std::span<T> log_scale, Workspace& workspace) const {
     detail::check_feature_forward(output_dim(x.cols()), x, phi, log_scale);
     if (phi.empty()) return;
