@@ -59,8 +59,8 @@ struct LayerNorm {
     return input_dim;
   }
 
-  /// y = γ∘x̂ + β: [n×d] → [n×d], O(n d). y may be x. A row that holds NaN or infinity becomes NaN, and so does one
-  /// whose variance overflows (σ beyond 1e18 in float). Throws ShapeError.
+  /// y = γ∘x̂ + β: [n×d] → [n×d], O(n d). y may be x. A row that holds NaN or infinity becomes NaN. The variance
+  /// must not overflow: |x − μ| up to 1e18 in float. Throws ShapeError.
   template <Executor E = Serial>
   void forward(MatrixView<const T> x, MatrixView<T> y, Workspace& workspace, E&& executor = Serial{}) const {
     detail::check_matrix("LayerNorm::forward: y", x.rows(), output_dim(x.cols()), y);
