@@ -220,15 +220,26 @@ void answer(const std::vector<std::string>& queries, const wordnet::Database& da
   }
 }
 
+/// 743241 → "743,241".
+std::string grouped(Index value) {
+  std::string text = std::to_string(value);
+  for (Index i = static_cast<Index>(text.size()) - 3; i > 0; i -= 3) text.insert(static_cast<std::size_t>(i), 1, ',');
+  return text;
+}
+
+std::string counts(const Hierarchy& hierarchy) {
+  return grouped(hierarchy.size()) + " concepts, " + grouped(hierarchy.pairs()) + " (concept, ancestor) pairs";
+}
+
 void draw(const std::string& path, const wordnet::Database& database, const Hierarchy& hierarchy, const Embedding& e,
           const std::string& what) {
-  char pairs[80], quality[80];
-  std::snprintf(pairs, sizeof pairs, "learned from %d (concept, ancestor) pairs", static_cast<int>(hierarchy.pairs()));
+  char quality[80];
   std::snprintf(quality, sizeof quality, "mean rank %.2f · MAP %.3f", e.quality.mean_rank,
                 e.quality.mean_average_precision);
   write_text(path, DiskPicture(database, hierarchy, e.points)
                        .draw({what + " in the Poincaré disk",
-                              {std::to_string(hierarchy.size()) + " concepts of WordNet, d = 2", pairs, quality}}));
+                              {grouped(hierarchy.size()) + " concepts of WordNet in two dimensions,",
+                               "learned from " + grouped(hierarchy.pairs()) + " (concept, ancestor) pairs", quality}}));
   std::printf("\npicture: %s\n", path.c_str());
 }
 
@@ -252,8 +263,7 @@ int demo(Options options) {
   const auto database = wordnet::read(options.wordnet, "noun");
   const auto all = build_hierarchy(database);
   const auto mammals = build_hierarchy(database, "mammal");
-  std::printf("nouns: %d concepts, %d (concept, ancestor) pairs; mammals: %d, %d\n", static_cast<int>(all.size()),
-              static_cast<int>(all.pairs()), static_cast<int>(mammals.size()), static_cast<int>(mammals.pairs()));
+  std::printf("nouns: %s\nmammals: %s\n", counts(all).c_str(), counts(mammals).c_str());
   if (options.quick) options.epochs = 150;
   ThreadPool threads(options.threads);
 
@@ -284,9 +294,8 @@ int run(const Options& options) {
   const auto database = wordnet::read(options.wordnet, options.part_of_speech);
   const auto hierarchy = build_hierarchy(database, options.root);
   for (const std::string& query : options.queries) (void)find_node(database, hierarchy, query);  // before the training
-  std::printf("%s: %d concepts, %d (concept, ancestor) pairs\n",
-              options.root.empty() ? options.part_of_speech.c_str() : options.root.c_str(),
-              static_cast<int>(hierarchy.size()), static_cast<int>(hierarchy.pairs()));
+  std::printf("%s: %s\n", options.root.empty() ? (options.part_of_speech + "s").c_str() : options.root.c_str(),
+              counts(hierarchy).c_str());
   ThreadPool threads(options.threads);
   Embedding e{.model = options.model, .dim = options.dim, .points = {}, .quality = {}};
   if (options.load.empty()) {
@@ -303,7 +312,8 @@ int run(const Options& options) {
   print_table_row(e);
   write_csv(options, e);
   answer(options.queries, database, hierarchy, e);
-  if (!options.svg.empty()) draw(options.svg, database, hierarchy, e, options.root.empty() ? "WordNet" : options.root);
+  if (!options.svg.empty())
+    draw(options.svg, database, hierarchy, e, options.root.empty() ? "WordNet" : "\u201c" + options.root + "\u201d");
   return 0;
 }
 

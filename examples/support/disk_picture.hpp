@@ -170,7 +170,9 @@ class DiskPicture {
       if (labels == most_labels || node(i).descendants == 0) break;
       const double size = std::clamp(11 + 2.1 * std::log1p(node(i).descendants), 13.0, 24.0);
       const std::string words = name(i);
-      const double w = text_width(words, size), x = screen_x(node(i)), y = screen_y(node(i)), r = node(i).size + 3;
+      const bool bold = size > 18;
+      const double w = text_width(words, size) * (bold ? 1.15 : 1.0), x = screen_x(node(i)), y = screen_y(node(i)),
+                   r = node(i).size + 4;
       const Box places[] = {{x + r, y - size / 2, w, size},
                             {x - r - w, y - size / 2, w, size},
                             {x - w / 2, y - r - size, w, size},
@@ -195,7 +197,7 @@ class DiskPicture {
       if (best == nullptr) continue;
       taken.push_back({best->x - 4, best->y - 1, best->width + 8, best->height + 2});
       svg.text(best->x + best->width / 2, best->y + 0.8 * size, words,
-               "font-size=\"" + Svg::number(size) + "\"" + (size > 18 ? " font-weight=\"600\"" : ""));
+               "font-size=\"" + Svg::number(size) + "\"" + (bold ? " font-weight=\"600\"" : ""));
       ++labels;
     }
     svg.end_group();
