@@ -24,13 +24,13 @@ struct BallPoint : Clipped {
   double alpha = 1;  // α = 1 − c‖x‖²
 };
 
-// α from ‖x‖² in double: exact to 1e-16 / α for double points and to 1e-9 for all float points. (1 − s‖x‖)(1 + s‖x‖)
-// would round the square root and s on top of it.
+// α from ‖x‖² in double, rounded once: good to 1e-16 / α, which is 1e-9 for the outermost float. (1 − s‖x‖)(1 + s‖x‖)
+// would round the square root and s on top of it, 1 − c‖x‖² without fma the product.
 template <Real T>
 [[nodiscard]] BallPoint ball_point(std::span<const T> x, double c) {
   constexpr double margin = double(boundary_margin<T>);
   const Clipped clipped = clip(x, c, 1 - margin);
-  return {clipped, clipped.moved ? margin * (2 - margin) : 1 - c * clipped.square};
+  return {clipped, clipped.moved ? margin * (2 - margin) : std::fma(-c, clipped.square, 1.0)};
 }
 
 /// A vector a X + b P + e G in the span of the vectors of one operation; G is the upstream gradient.
@@ -134,7 +134,7 @@ struct BallColumns {
     Lane beta, cd, root;
   };
   [[nodiscard, gnu::always_inline]] Parts parts(const Sums& sums) const {
-    const Lane beta = simd::fnma(Lane(c), sums.square, 1.0);
+    const Lane beta = simd::detail::residual(Lane(c), sums.square, Lane(1.0));  // 1 − c‖y‖², rounded once
     const Lane cd = c * sums.delta;
     return {beta, cd, simd::sqrt(cd * simd::fma(Lane(x.alpha), beta, cd))};
   }
