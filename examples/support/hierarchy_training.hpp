@@ -265,6 +265,7 @@ double > class HierarchyTrainer {
     }
     for (Index i = 0; i < count; ++i) {
       const std::int32_t node = worker.nodes[static_cast<std::size_t>(i)];
+      __builtin_prefetch(points.row(worker.nodes[static_cast<std::size_t>(std::min(i + 8, count - 1))]).data());
       ruvector::train::riemannian_sgd_step(manifold_, points.row(node), std::span<const double>(worker.gradient.row(i)),
                                            rate, config_.sgd);
       slot_[static_cast<std::size_t>(node)] = -1;

@@ -51,6 +51,28 @@ Vector<T> random_vector(Rng& rng) {
   return v;
 }
 
+TEST_CASE("riemannian_sgd: the fused step of the ball is its parts", "[train][riemannian_sgd]") {
+  Rng rng(31);
+  Index projected = 0;
+  for (int trial = 0; trial < 2000; ++trial) {
+    const Ball ball(rng.uniform(0.5, 2.0));
+    const Index d = 1 + rng.below(20);
+    Vector<double> x(d), gradient(d), step(d), expected(d);
+    const double radius = rng.below(4) == 0 ? 3 : 0.4 / std::sqrt(double(d));  // a quarter starts outside
+    for (Index i = 0; i < d; ++i) x[i] = radius * rng.normal(), gradient[i] = rng.normal();
+    const double rate = rng.uniform(0.0, 20.0), margin = 1e-5;
+    (void)ball.project(x, expected);
+    ball.riemannian_gradient(expected, gradient, step);
+    for (Index i = 0; i < d; ++i) expected[i] -= rate * step[i];
+    const bool moved = ball.project(expected, expected, margin);
+    CHECK(ball.descend(x, gradient, rate, margin) == moved);
+    projected += moved;
+    for (Index i = 0; i < d; ++i) CHECK(std::fabs(x[i] - expected[i]) <= 1e-14 * (1 + rate));
+  }
+  CHECK(projected > 100);
+  CHECK_THROWS_AS(Ball().descend(Vector<double>(2).span(), Vector<double>(3).span(), 0.1), ShapeError);
+}
+
 TEST_CASE("riemannian_sgd: in the ball a step is that of Nickel and Kiela", "[train][riemannian_sgd]") {
   // theta <- proj(theta - eta (1 - |theta|^2)^2 / 4 grad)
   Vector<double> x(2);

@@ -7,6 +7,7 @@
 #include "ruvector/geometry/columns.hpp"
 #include "ruvector/geometry/hyperbolic_functions.hpp"
 #include "ruvector/geometry/vectors.hpp"
+#include "ruvector/simd/dot.hpp"
 #include "ruvector/simd/math.hpp"
 
 #include <algorithm>
@@ -238,6 +239,37 @@ struct PoincareBall {
   bool project(std::span<const T> x, std::span<T> out, T margin = boundary_margin<T>) const {
     const double c = checked("PoincareBall::project", x, out);
     return detail::clip_into(x, out, c, 1 - detail::checked_margin(margin));
+  }
+
+  /// x ← project(x − rate·riemannian_gradient(x, g), margin) in one pass: what Riemannian SGD does to every row.
+  /// Returns whether the result had to be projected. Throws ConfigError unless 0 < margin < 1. O(d).
+  bool descend(std::span<T> x, std::span<const T> gradient, T rate, T margin = boundary_margin<T>) const
+      requires(std::same_as<T, double>) {
+    const double c = checked("PoincareBall::descend", x, gradient), limit = 1 - detail::checked_margin(margin);
+    const Index n = detail::length(gradient);
+    double square = simd::squared_norm(x.data(), n);
+    if (c * square > reach * reach) [[unlikely]] {
+      project(x, x);
+      square = simd::squared_norm(x.data(), n);
+    }
+    const double alpha = 1 - c * square;
+    const double step = -rate * alpha * alpha / 4;  // −rate/λ²
+    const simd::Batch<double> factor(step);
+    constexpr Index width = simd::lanes<double>;
+    simd::Batch<double> squares(0.0);
+    double* at = x.data();
+    Index i = 0;
+    for (; i + width <= n; i += width) {
+      const simd::Batch<double> to = simd::fma(factor, simd::load(gradient.data() + i), simd::load(at + i));
+      squares = simd::fma(to, to, squares);
+      simd::store(at + i, to);
+    }
+    double rest = 0;  // one by one: a masked store would cost more than the rest of this function
+    for (; i < n; ++i) {
+      at[i] += step * gradient[std::size_t(i)];
+      rest += at[i] * at[i];
+    }
+    return c * (simd::reduce_add(squares) + rest) > limit * limit && project(x, x, margin);
   }
 
   /// Adds the gradients of d_out · project(x): a point that is moved passes no radial gradient on.

@@ -79,6 +79,12 @@ template <geometry::Manifold M>
 void riemannian_sgd_step(const M& manifold, std::span<ScalarOf<M>> x, std::span<const ScalarOf<M>> gradient,
                          ScalarOf<M> learning_rate, const RiemannianSgdConfig& config = {}) {
   using T = ScalarOf<M>;
+  if constexpr (requires { manifold.descend(x, gradient, learning_rate, T(1)); }) {
+    if (!config.exponential_map && config.max_gradient_norm == std::numeric_limits<double>::infinity()) {
+      (void)manifold.descend(x, gradient, learning_rate, static_cast<T>(config.margin));
+      return;
+    }
+  }
   detail::RowBuffer<T> buffer(x.size());
   const std::span<T> step = buffer.span();
   manifold.riemannian_gradient(x, gradient, step);
