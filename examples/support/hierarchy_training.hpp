@@ -84,8 +84,8 @@ class WeightedSampler {
 /// their own. Then every node that occurs takes one step along the mean over the batch, summed in the order of the
 /// pairs. Who draws what depends on seed, epoch and pair alone. So any number of threads gives the same bits.
 template <ruvector::geometry::Manifold M>
-  requires std::same_as < ruvector::ScalarOf<M>,
-double > class HierarchyTrainer {
+  requires(std::same_as<ruvector::ScalarOf<M>, double>)
+class HierarchyTrainer {
  public:
   HierarchyTrainer(const M& manifold, const Hierarchy& hierarchy, const TrainingConfig& config)
       : manifold_(manifold),

@@ -121,9 +121,9 @@ template <class F>
 /// type. Works for every Module in double, yours included. Points on a manifold are moved in the coordinates that they
 /// are stored in. Throws ShapeError, ConfigError. 2 parameter_count(module) calls of `loss`.
 template <Module M, class Loss>
-  requires std::same_as < ScalarOf<M>,
-double > &&std::is_invocable_r_v<double, Loss&, const M&> [[nodiscard]] GradientCheck check_module_gradient(
-             Loss&& loss, const M& module, const M& gradient, const GradientCheckConfig& config = {}) {
+  requires(std::same_as<ScalarOf<M>, double>&& std::is_invocable_r_v<double, Loss&, const M&>)
+[[nodiscard]] GradientCheck check_module_gradient(Loss&& loss, const M& module, const M& gradient,
+                                                  const GradientCheckConfig& config = {}) {
   detail::GradientComparison comparison(config);
   M moved = module;
   for_each_parameter(
