@@ -96,6 +96,12 @@ void riemannian_sgd_step(const M& manifold, std::span<ScalarOf<M>> x, std::span<
   detail::move_point(manifold, x, step, config.margin, config.exponential_map);
 }
 
+#ifndef __clang__  // its message is short as it is
+/// Makes the message short where M is no Manifold. `static_assert(geometry::Manifold<M>)` says what it lacks.
+template <class M>
+void riemannian_sgd_step(const M&, auto&&...) requires(!geometry::Manifold<M>) = delete;  // M is no geometry::Manifold
+#endif
+
 namespace detail {
 
 /// One step of every parameter of a module.
