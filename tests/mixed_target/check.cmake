@@ -4,7 +4,7 @@
 #       -P check.cmake
 #
 # One program of files that are compiled for different targets: no symbol of ours is shared, every link order gives the
-# results of each file alone, and with hermetic objects (README, "One binary for several CPUs") the program runs on a
+# results of each file alone, and with hermetic objects (README, "One program for several CPUs") the program runs on a
 # CPU of 2008.
 
 cmake_minimum_required(VERSION 3.24)
