@@ -239,18 +239,28 @@ TEST_CASE("atomic_file: kill -9 at any time leaves a complete file", "[io][atomi
   CAPTURE(seed);
   std::mt19937 random(seed);
   const std::string a(300000, 'a'), b(100000, 'b');
+  const auto begin = std::chrono::steady_clock::now();
+  save(path, b);
   save(path, a);
+  const auto round = std::chrono::steady_clock::now() - begin;
   int seen_a = 0, seen_b = 0;
   for (int trial = 0; trial < 200; ++trial) {
+    int started[2];
+    REQUIRE(::pipe(started) == 0);
     const ::pid_t child = ::fork();
     if (child == 0)
       while (true) {
         save(path, b);
+        if (::write(started[1], "b", 1) != 1) ::_exit(1);
         save(path, a);
       }
-    std::this_thread::sleep_for(std::chrono::microseconds(random() % 4000));
+    char byte = 0;  // a slow machine may need long to get here
+    REQUIRE(::read(started[0], &byte, 1) == 1);
+    std::this_thread::sleep_for(round * (random() % 1000) / 400);
     ::kill(child, SIGKILL);
     ::waitpid(child, nullptr, 0);
+    ::close(started[0]);
+    ::close(started[1]);
     const std::string content = content_of(path);
     seen_a += content == a;
     seen_b += content == b;
