@@ -10,7 +10,6 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <numbers>
 #include <span>
 
 namespace ruvector::inline RUVECTOR_ABI::attention {
@@ -63,7 +62,7 @@ class Dense {
       const Index count = std::min(detail::tile_rows, in.query.rows() - i);
       write_logits(in, i, rows.weights.rows(0, count), rows);
       for (Index r = 0; r < count; ++r)
-        for (Index j = 0; j < in.key.rows(); ++j) scores(i + r, j) = rows.weights(r, j) * std::numbers::ln2_v<T>;
+        for (Index j = 0; j < in.key.rows(); ++j) scores(i + r, j) = rows.weights(r, j);
     }
   }
 
@@ -103,9 +102,8 @@ class Dense {
       run_rows(in, out, i, std::min(detail::tile_rows, in.query.rows() - i), rows, saved);
   }
 
-  // Logits in units of log 2.
   void write_logits(const AttentionInput<T>& in, Index first, MatrixView<T> weights, const Rows& rows) const {
-    const detail::TileLogits<T, Bound> logits(in, score.bind(in.query.cols(), std::numbers::log2e_v<T>));
+    const detail::TileLogits<T, Bound> logits(in, score.bind(in.query.cols()));
     const Index m = in.query.rows(), n = in.key.rows();
     const detail::VisibleTile tile(in.mask, first, first + weights.rows(), m, n);
     for (Index j = 0; j < n; j += detail::tile_keys) {
@@ -134,7 +132,7 @@ class Dense {
       saved->reference[first + r] = softmax.reference;
       saved->inverse_sum[first + r] = softmax.sum == 0 ? T(0) : T(1) / softmax.sum;
     }
-    const detail::TileLogits<T, Bound> logits(in, score.bind(in.query.cols(), std::numbers::log2e_v<T>));
+    const detail::TileLogits<T, Bound> logits(in, score.bind(in.query.cols()));
     for (Index j = 0; j < in.key.rows(); j += detail::tile_keys) {
       const Index keys = std::min(detail::tile_keys, in.key.rows() - j);
       detail::add_seen_products<T>({weights.data() + j, weights.stride(), 1}, in.value.rows(j, keys), value,
@@ -150,11 +148,11 @@ class Dense {
   struct Softmax {
     T reference, sum;
     [[nodiscard]] T log_sum_exp() const {
-      return sum == 0 ? -std::numeric_limits<T>::infinity() : (reference + std::log2(sum)) * std::numbers::ln2_v<T>;
+      return sum == 0 ? -std::numeric_limits<T>::infinity() : reference + std::log(sum);
     }
   };
 
-  // x ← 2^(x−μ) / Σ 2^(x−μ), μ = max x.
+  // x ← e^(x−μ) / Σ e^(x−μ), μ = max x.
   static Softmax normalize(std::span<T> x) {
     constexpr T infinity = std::numeric_limits<T>::infinity();
     constexpr std::size_t width = std::size_t(simd::lanes<T>);
@@ -166,7 +164,7 @@ class Dense {
       const B logit = simd::load(x.data() + j);
       const B term = mu == infinity
                          ? simd::select(logit < B(infinity), B(T(0)), simd::select(simd::isnan(logit), logit, B(T(1))))
-                         : simd::exp2_softmax(logit - B(mu));
+                         : simd::exp(logit - B(mu));
       sum += term;
       simd::store(x.data() + j, term);
     }

@@ -12,7 +12,6 @@
 
 #include <algorithm>
 #include <limits>
-#include <numbers>
 
 // What stands between the products q·k and the softmax, tile by tile: the score, bias, ALiBi and the mask. Both engines
 // and both directions use it.
@@ -91,7 +90,7 @@ void add_seen_products(simd::detail::LeftFactor<T> left, MatrixView<const T> rig
       if (sees(i, p)) simd::axpy(left.data[i * left.row + p * left.step], right.row(p), out.row(i));
 }
 
-/// Logits in units of log 2 of one query against a tile of keys.
+/// Logits of one query against a tile of keys.
 template <Real T, class Bound>
 class TileLogits {
  public:
@@ -112,7 +111,7 @@ class TileLogits {
       if (bound_.alibi_slope != 0) x[v] = simd::fnma(distance(i, j), B(bound_.alibi_slope), x[v]);
       if (in_.bias.cols() != 0) {
         const T* bias = in_.bias.data() + (in_.bias.rows() == 1 ? 0 : i * in_.bias.stride());
-        x[v] = simd::fma(simd::load_partial(bias + std::min(j, n), count), B(std::numbers::log2e_v<T>), x[v]);
+        x[v] = x[v] + simd::load_partial(bias + std::min(j, n), count);
       }
       x[v] = simd::select(seen(visible, i, j, count), x[v], B(-std::numeric_limits<T>::infinity()));
     }

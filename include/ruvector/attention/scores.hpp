@@ -18,7 +18,7 @@
 //
 // runs at the speed of the matrix product in every engine, with its mask, gradient and memory bound. It gives
 //
-//   bind(d, unit)      the constants for rows of width d, once a call: the object with everything below
+//   bind(d)            the constants for rows of width d, once a call: the object with everything below
 //   query_scalars, key_scalars, parameters      how many there are of each
 //   query_row(q, out), key_row(k, out)           the scalars of a row
 //   query_row_vjp(q, d_scalars, d_q), key_row_vjp(k, d_scalars, d_k)       adds their gradients
@@ -102,11 +102,11 @@ struct DotScore {
     void add_parameters(std::span<const T> sums, DotScore& grad) const { grad.temperature += sums[0]; }
   };
 
-  /// The constants for rows of width d. Logits and ALiBi come out multiplied by `unit`: log₂e for powers of 2.
-  [[nodiscard]] Bound bind(Index d, T unit = T(1)) const {
+  /// The constants for rows of width d.
+  [[nodiscard]] Bound bind(Index d) const {
     const T s = scale ? *scale : d == 0 ? T(1) : T(1) / std::sqrt(T(d));
-    if (softcap > 0) return {s / softcap, softcap / temperature * unit, true, temperature, alibi_slope * unit};
-    return {s / temperature * unit, T(1), false, temperature, alibi_slope * unit};
+    if (softcap > 0) return {s / softcap, softcap / temperature, true, temperature, alibi_slope};
+    return {s / temperature, T(1), false, temperature, alibi_slope};
   }
 };
 

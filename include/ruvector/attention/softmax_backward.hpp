@@ -12,7 +12,6 @@
 #include <algorithm>
 #include <array>
 #include <limits>
-#include <numbers>
 #include <span>
 
 namespace ruvector::inline RUVECTOR_ABI::attention::detail {
@@ -21,7 +20,7 @@ namespace ruvector::inline RUVECTOR_ABI::attention::detail {
 template <Real T>
 struct SavedSoftmax {
   Vector<T> reference;    ///< [m], μ
-  Vector<T> inverse_sum;  ///< [m], 1/Σ 2^(x−μ); 0 where the query saw no key
+  Vector<T> inverse_sum;  ///< [m], 1/Σ e^(x−μ); 0 where the query saw no key
   Matrix<T> value;        ///< [m×v], the output
 
   /// Keeps the memory where the sizes are the same.
@@ -66,9 +65,8 @@ class SoftmaxBackward {
         saved_(saved),
         d_out_(d_out),
         d_in_(d_in),
-        binary_(score.bind(in.query.cols(), std::numbers::log2e_v<T>)),
-        natural_(score.bind(in.query.cols())),
-        logits_(in, binary_),
+        bound_(score.bind(in.query.cols())),
+        logits_(in, bound_),
         delta_(frame.span<T>(in.query.rows())),
         parameters_(frame.matrix<T>(in.query.rows(), Bound::parameters)),
         tile_(frame, in.key.cols(), in.value.cols()) {}
@@ -141,15 +139,14 @@ class SoftmaxBackward {
     for (Index v = 0; v < tile_vectors<T>; ++v) {
       const Index at = v * width;
       const simd::Mask<T> hidden = x[v] == B(-infinity);
-      const B term =
-          mu == infinity ? simd::select(x[v] == B(infinity), B(T(1)), zero) : simd::exp2_softmax(x[v] - reference);
+      const B term = mu == infinity ? simd::select(x[v] == B(infinity), B(T(1)), zero) : simd::exp(x[v] - reference);
       const B weight = simd::select(hidden, zero, term * inverse);
       const B d_weight = simd::load(tile_.d_weights.row(r).data() + at);
       const B d_logit = simd::select(hidden, zero, weight * (d_weight - delta));
       simd::store(tile_.weights.row(r).data() + at, weight);
       // The products of a hidden key may be anything; its factor d_logit is 0.
       const B dot = simd::select(hidden, zero, simd::load(dots + at));
-      const B d_dot = natural_.derivative(d_logit, dot, nullptr, nullptr, nullptr, nullptr, d_parameters);
+      const B d_dot = bound_.derivative(d_logit, dot, nullptr, nullptr, nullptr, nullptr, d_parameters);
       simd::store(tile_.d_dots.row(r).data() + at, d_dot);
       if (d_in_.bias.data() != nullptr && at < keys) {
         T* bias = d_in_.bias.data() + (d_in_.bias.rows() == 1 ? 0 : i * d_in_.bias.stride()) + begin + at;
@@ -178,7 +175,7 @@ class SoftmaxBackward {
       });
       Sums total;
       sum.total(total);
-      natural_.add_parameters(total, grad);
+      bound_.add_parameters(total, grad);
     }
   }
 
@@ -186,7 +183,7 @@ class SoftmaxBackward {
   const SavedSoftmax<T>& saved_;
   const AttentionOutputGradient<T>& d_out_;
   const AttentionGradient<T>& d_in_;
-  const Bound binary_, natural_;
+  const Bound bound_;
   const TileLogits<T, Bound> logits_;
   std::span<T> delta_;        // D − d_lse
   MatrixView<T> parameters_;  // [m×parameters]

@@ -14,7 +14,6 @@
 #include <algorithm>
 #include <array>
 #include <limits>
-#include <numbers>
 #include <span>
 
 namespace ruvector::inline RUVECTOR_ABI::attention {
@@ -26,19 +25,19 @@ inline constexpr Index block_rows = 384;
 /// Keys packed at a time.
 inline constexpr Index packed_keys = 512;
 
-/// 2ˣ by the exponential of softmax.
+/// eˣ, the same as in the tiles.
 template <Real T>
-[[nodiscard]] T exp2_of(T x) {
-  return simd::reduce_max(simd::exp2_softmax(simd::Batch<T>(x)));
+[[nodiscard]] T exp_of(T x) {
+  return simd::reduce_max(simd::exp(simd::Batch<T>(x)));
 }
 
-/// The softmax of a block of queries over some keys, not yet divided by its sum. The reference μ is a power of 2 that
-/// keeps the terms in range.
+/// The softmax of a block of queries over some keys, not yet divided by its sum. The reference μ keeps the terms in
+/// range.
 template <Real T>
 struct BlockState {
   std::span<T> reference;  ///< [rows], μ; −∞ while no key was seen
-  std::span<T> sum;        ///< [rows×lanes], Σ 2^(x−μ) by lanes
-  MatrixView<T> value;     ///< [rows×v], Σ 2^(x−μ) v
+  std::span<T> sum;        ///< [rows×lanes], Σ e^(x−μ) by lanes
+  MatrixView<T> value;     ///< [rows×v], Σ e^(x−μ) v
 
   [[nodiscard]] T& mu(Index i) const { return reference[std::size_t(i)]; }
   [[nodiscard]] T* sum_row(Index i) const { return sum.data() + i * simd::lanes<T>; }
@@ -72,8 +71,8 @@ struct BlockMonoid {
       const bool unseen = right.mu(i) == -infinity && simd::reduce_add(simd::load(right.sum_row(i))) == 0;  // not NaN
       if (unseen) continue;
       const T top = std::max(left.mu(i), right.mu(i));
-      const T mine = left.mu(i) == top ? T(1) : exp2_of(left.mu(i) - top);
-      const T its = right.mu(i) == top ? T(1) : exp2_of(right.mu(i) - top);
+      const T mine = left.mu(i) == top ? T(1) : exp_of(left.mu(i) - top);
+      const T its = right.mu(i) == top ? T(1) : exp_of(right.mu(i) - top);
       left.rescale(i, mine);
       simd::axpy(its, right.sum_row(i), left.sum_row(i), simd::lanes<T>);
       simd::axpy(its, std::span<const T>(right.value.row(i)), left.value.row(i));
@@ -82,14 +81,14 @@ struct BlockMonoid {
   }
 };
 
-/// Turns the products of row i with a tile of keys into weights 2^(x−μ), in place, and adds them to the state's sum.
+/// Turns the products of row i with a tile of keys into weights e^(x−μ), in place, and adds them to the state's sum.
 template <Real T, class Bound>
 void weigh_row(const TileLogits<T, Bound>& logits, Index query, Index begin, bool plain, T* dots,
                const BlockState<T>& state, Index i) {
   using B = simd::Batch<T>;
   constexpr T infinity = std::numeric_limits<T>::infinity();
-  // The reference moves only if a logit exceeds it by more: weights stay below 2⁸, and moving is rare.
-  constexpr T margin = T(8);
+  // The reference moves only if a logit exceeds it by more: terms stay below e⁵, and moving is rare.
+  constexpr T margin = T(5);
   constexpr Index width = simd::lanes<T>;
   B x[tile_vectors<T>];
   logits(query, begin, dots, plain, x);
@@ -97,7 +96,7 @@ void weigh_row(const TileLogits<T, Bound>& logits, Index query, Index begin, boo
   RUVECTOR_UNROLL for (Index v = 1; v < tile_vectors<T>; ++v) top = simd::max(top, x[v]);
   if (simd::any(top > B(state.mu(i) + margin))) [[unlikely]] {
     const T highest = simd::reduce_max(top);
-    state.rescale(i, exp2_of(state.mu(i) - highest));
+    state.rescale(i, exp_of(state.mu(i) - highest));
     state.mu(i) = highest;
   }
   B sum = simd::load(state.sum_row(i));
@@ -106,7 +105,7 @@ void weigh_row(const TileLogits<T, Bound>& logits, Index query, Index begin, boo
       x[v] = simd::select(x[v] < B(infinity), B(T(0)), simd::select(simd::isnan(x[v]), x[v], B(T(1))));
   } else {
     const B reference(state.mu(i) == -infinity ? T(0) : state.mu(i));  // −∞ − −∞: no key seen, weights 0
-    RUVECTOR_UNROLL for (Index v = 0; v < tile_vectors<T>; ++v) x[v] = simd::exp2_softmax(x[v] - reference);
+    RUVECTOR_UNROLL for (Index v = 0; v < tile_vectors<T>; ++v) x[v] = simd::exp(x[v] - reference);
   }
   RUVECTOR_UNROLL for (Index v = 0; v < tile_vectors<T>; ++v) {
     sum += x[v];
@@ -173,7 +172,7 @@ class Tiled {
 
   void run_block(const AttentionInput<T>& in, const AttentionOutput<T>& out, Index first, Index rows, Saved* saved,
                  Workspace& ws) const {
-    const Bound bound = score.bind(in.query.cols(), std::numbers::log2e_v<T>);
+    const Bound bound = score.bind(in.query.cols());
     const detail::TileLogits<T, Bound> logits(in, bound);
     const Index n = in.key.rows(), value_dim = in.value.cols();
     auto frame = ws.frame();
@@ -225,7 +224,7 @@ class Tiled {
       const auto value = [&](std::size_t c) { return sum == 0 ? T(0) : state.value.row(i)[c] / sum; };
       if (!out.log_sum_exp.empty())
         out.log_sum_exp[std::size_t(first + i)] =
-            sum == 0 ? -std::numeric_limits<T>::infinity() : (state.mu(i) + std::log2(sum)) * std::numbers::ln2_v<T>;
+            sum == 0 ? -std::numeric_limits<T>::infinity() : state.mu(i) + std::log(sum);
       if (out.value.data() != nullptr)
         for (std::size_t c = 0; c < out.value.row(first + i).size(); ++c) out.value.row(first + i)[c] = value(c);
       if (saved == nullptr) continue;
