@@ -29,7 +29,8 @@ R dot_logit(const DotScore<T>& score, std::span<const T> q, std::span<const T> k
 }
 
 template <template <class> class Engine, Real T>
-struct DotSubject {
+struct DotSubject : SoftmaxSubject<Engine<DotScore<T>>> {
+  static constexpr bool has_weights = true;
   static Engine<DotScore<T>> make(Rng& rng) { return {random_dot_score<T>(rng)}; }
   template <class R>
   static R logit(const Engine<DotScore<T>>& backend, std::span<const T> q, std::span<const T> k) {

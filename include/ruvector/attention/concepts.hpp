@@ -36,4 +36,41 @@ concept DifferentiableAttention = AttentionBackend<A> && Module<A> &&
   { a.backward(in, saved, d_out, d_in, grad, ws) } -> std::same_as<void>;  // adds to d_in and grad
 };
 
+/// Takes information about pairs or positions beside keys and values: a typed argument, so that a backend that has no
+/// use for it cannot be given it in vain.
+template <class A, class Side>
+concept AttentionWith = Module<A> && Real<ScalarOf<A>> &&
+    requires(const A& a, const AttentionInput<ScalarOf<A>>& in, const Side& side,
+             const AttentionOutput<ScalarOf<A>>& out, typename A::Saved& saved,
+             const AttentionOutputGradient<ScalarOf<A>>& d_out, const AttentionGradient<ScalarOf<A>>& d_in,
+             const typename Side::Gradient& d_side, A& grad, Workspace& ws) {
+  { a.forward(in, side, out, ws) } -> std::same_as<void>;                                // as AttentionBackend
+  { a.forward(in, side, out, saved, ws) } -> std::same_as<void>;                         // training mode
+  { a.backward(in, side, saved, d_out, d_in, d_side, grad, ws) } -> std::same_as<void>;  // adds to d_in, d_side, grad
+};
+
+/// Sees the features of edges: GATv2.
+template <class A>
+concept EdgeAwareAttention = AttentionWith<A, EdgeFeatures<ScalarOf<A>>>;
+
+/// Sees where nodes stand: GraphRoPE.
+template <class A>
+concept PositionalAttention = AttentionWith<A, GraphPositions<ScalarOf<A>>>;
+
+/// Works on keys once and answers many queries: projected, rotated, kept in `Prepared`, which the caller owns, which
+/// grows by `append` (decoding) and of which rows can be picked (graphs). Row by row the same bits as `forward` over
+/// all keys at once.
+template <class A>
+concept PreparedAttention = AttentionBackend<A> &&
+    requires(const A& a, MatrixView<const ScalarOf<A>> key, MatrixView<const ScalarOf<A>> value,
+             const PreparedInput<ScalarOf<A>>& in, typename A::Prepared& prepared,
+             const typename A::Prepared& const_prepared, std::span<const Index> ids,
+             const AttentionOutput<ScalarOf<A>>& out, Workspace& ws) {
+  { a.prepare(key, value, prepared, ws) } -> std::same_as<void>;     // replaces what was there, reuses its memory
+  { a.append(key, value, prepared, ws) } -> std::same_as<void>;      // adds keys behind those that are there
+  { a.forward(in, const_prepared, out, ws) } -> std::same_as<void>;  // as AttentionBackend, over the prepared keys
+  { prepared.select(const_prepared, ids) } -> std::same_as<void>;    // replaces by rows of another one
+  { const_prepared.rows() } -> std::convertible_to<Index>;           // keys
+};
+
 }  // namespace ruvector::inline RUVECTOR_ABI::attention

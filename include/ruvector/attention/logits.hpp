@@ -138,8 +138,7 @@ class TileLogits {
   }
   // |i + (n − m) − j| for the keys of a register.
   [[nodiscard]] B distance(Index i, Index j) const {
-    const Index end = in_.mask.key_length == Mask::unlimited ? in_.key.rows() : in_.mask.key_length;
-    return simd::abs(B(T(i + end - in_.query.rows() - j)) - lane_numbers());
+    return simd::abs(B(T(in_.mask.position(i, in_.query.rows(), in_.key.rows()) - j)) - lane_numbers());
   }
   [[nodiscard]] simd::Mask<T> seen(const VisibleKeys& visible, Index i, Index j, Index count) const {
     const auto below = [&](Index key) { return lane_numbers() < B(T(std::clamp(key - j, Index(0), count))); };

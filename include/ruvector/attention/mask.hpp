@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <limits>
+#include <optional>
 
 namespace ruvector::inline RUVECTOR_ABI::attention {
 
@@ -29,7 +30,8 @@ struct VisibleKeys {
 };
 
 /// Which keys a query sees, as one value for all backends. Every rule that is set must hold. Query i of m stands at
-/// position i + (n − m) among n keys: the last query is aligned with the last key, as caches of keys need it.
+/// position i + (n − m) among n keys: the last query is aligned with the last key, as caches of keys need it; or at
+/// i + first_position, where that is set.
 struct Mask {
   static constexpr Index unlimited = -1;  ///< no limit
 
@@ -38,6 +40,7 @@ struct Mask {
   Index window_right = unlimited;  ///< j ≤ p + window_right
   Index global_keys = 0;           ///< the first keys escape the window (local–global attention), not the other rules
   Index key_length = unlimited;    ///< keys from here on count as absent: n is this for the rules above
+  std::optional<Index> first_position = {};     ///< position of query 0 among the keys; default n − m
   MatrixView<const std::uint8_t> allowed = {};  ///< [m×n], or [1×n] for all queries; 0 hides a key; empty: no rule
 
   /// Whether no rule is set: every query sees every key.
@@ -51,16 +54,30 @@ struct Mask {
     return allowed.data() + (allowed.rows() == 1 ? 0 : i * allowed.stride());
   }
 
+  /// Keys that exist: n, or key_length where that is less.
+  [[nodiscard]] Index keys(Index n) const { return key_length == unlimited ? n : std::min(n, key_length); }
+  /// Where query i of m stands among n keys.
+  [[nodiscard]] Index position(Index i, Index m, Index n) const {
+    return first_position ? i + *first_position : i + keys(n) - m;
+  }
+
   /// The keys that query i of m sees among n, dense bytes apart. O(1).
   [[nodiscard]] VisibleKeys visible(Index i, Index m, Index n) const {
-    const Index end = key_length == unlimited ? n : std::min(n, key_length);
-    const Index position = i + end - m;
-    const Index reach = causal ? std::clamp(position + 1, Index(0), end) : end;
+    const Index end = this->keys(n), at = position(i, m, n);
+    const Index reach = causal ? std::clamp(at + 1, Index(0), end) : end;
     VisibleKeys keys;
-    keys.first = window_left == unlimited ? 0 : std::clamp(position - window_left, Index(0), reach);
-    keys.last = window_right == unlimited ? reach : std::clamp(position + window_right + 1, keys.first, reach);
+    keys.first = window_left == unlimited ? 0 : std::clamp(at - window_left, Index(0), reach);
+    keys.last = window_right == unlimited ? reach : std::clamp(at + window_right + 1, keys.first, reach);
     keys.globals = std::min(global_keys, reach);
     return keys;
+  }
+
+  /// The same rules for queries first … first+count−1 of m alone.
+  [[nodiscard]] Mask query_rows(Index first, Index count, Index m, Index n) const {
+    Mask rows = *this;
+    rows.first_position = position(first, m, n);
+    if (dense() && allowed.rows() == m) rows.allowed = allowed.rows(first, count);
+    return rows;
   }
 
   /// Throws ConfigError for a negative limit, ShapeError unless the bytes are [m×n] or [1×n].

@@ -4,19 +4,70 @@
 #include "ruvector/attention/mask.hpp"
 #include "ruvector/core/error.hpp"
 #include "ruvector/core/view.hpp"
+#include "ruvector/simd/convert.hpp"
 
+#include <concepts>
+#include <cstdint>
 #include <span>
 
 namespace ruvector::inline RUVECTOR_ABI::attention {
 
+/// How keys and values may be stored. Arithmetic is float or double; int8 comes with a scale a row.
+template <class S>
+concept Storage =
+    Real<S> || std::same_as<S, simd::bfloat16> || std::same_as<S, simd::float16> || std::same_as<S, std::int8_t>;
+
 /// One head of one sequence: m queries that look at n keys.
-template <Real T>
+template <Real T, Storage S = T>
 struct AttentionInput {
+  MatrixView<const T> query;            ///< [m×d]
+  MatrixView<const S> key;              ///< [n×d]
+  MatrixView<const S> value;            ///< [n×v]
+  std::span<const T> key_scale = {};    ///< [n], for int8: key j is key_scale[j] · key.row(j); else empty
+  std::span<const T> value_scale = {};  ///< [n], the same for values
+  Mask mask = {};                       ///< which keys a query sees: all rules that are set must hold
+  MatrixView<const T> bias = {};        ///< [m×n], or [1×n] for all queries; added to the logits; empty: none
+
+  /// The same keys, and queries first … first+count−1, which keep their positions.
+  [[nodiscard]] AttentionInput query_rows(Index first, Index count) const {
+    AttentionInput rows = *this;
+    rows.query = query.rows(first, count);
+    rows.mask = mask.query_rows(first, count, query.rows(), key.rows());
+    if (bias.rows() == query.rows() && !bias.empty()) rows.bias = bias.rows(first, count);
+    return rows;
+  }
+};
+
+/// Queries that look at prepared keys.
+template <Real T>
+struct PreparedInput {
   MatrixView<const T> query;      ///< [m×d]
-  MatrixView<const T> key;        ///< [n×d]
-  MatrixView<const T> value;      ///< [n×v]
-  Mask mask = {};                 ///< which keys a query sees: all rules that are set must hold
-  MatrixView<const T> bias = {};  ///< [m×n], or [1×n] for all queries; added to the logits; empty: none
+  Mask mask = {};                 ///< as in AttentionInput
+  MatrixView<const T> bias = {};  ///< as in AttentionInput
+};
+
+/// Features of the edges that go from keys to queries: side information of an edge-aware backend.
+template <Real T>
+struct EdgeFeatures {
+  MatrixView<const T> features;  ///< [m·n × e]: row i·n + j belongs to query i and key j; over a graph [edges × e]
+
+  /// By the features; empty: not wanted. Accumulated.
+  struct Gradient {
+    MatrixView<T> features;  ///< as the features
+  };
+};
+
+/// Coordinates of the nodes that queries and keys stand for: side information of a positional backend.
+template <Real T>
+struct GraphPositions {
+  MatrixView<const T> query;  ///< [m×p]
+  MatrixView<const T> key;    ///< [n×p]
+
+  /// By the coordinates; empty: not wanted. Accumulated.
+  struct Gradient {
+    MatrixView<T> query;  ///< [m×p]
+    MatrixView<T> key;    ///< [n×p]
+  };
 };
 
 /// What `forward` writes. Empty members are not wanted and cost nothing.
@@ -25,6 +76,15 @@ struct AttentionOutput {
   MatrixView<T> value;            ///< [m×output_dim]; zeros for a query that sees no key
   std::span<T> log_sum_exp = {};  ///< [m], of the logits, natural; −∞ for a query that sees no key
   MatrixView<T> weights = {};     ///< [m×n]; each row sums to 1, or is 0 where the query sees no key
+
+  /// The outputs of queries first … first+count−1.
+  [[nodiscard]] AttentionOutput query_rows(Index first, Index count) const {
+    AttentionOutput rows = *this;
+    if (value.data() != nullptr) rows.value = value.rows(first, count);
+    if (!log_sum_exp.empty()) rows.log_sum_exp = log_sum_exp.subspan(std::size_t(first), std::size_t(count));
+    if (weights.data() != nullptr) rows.weights = weights.rows(first, count);
+    return rows;
+  }
 };
 
 /// Gradients by the inputs. `backward` adds to them; empty members are not wanted.
@@ -55,19 +115,22 @@ void check_size(std::string_view what, MatrixView<T> view, Index rows, Index col
 
 /// Throws ShapeError, naming the argument, unless all sizes of the input fit together; ConfigError for a bad mask.
 /// O(1).
-template <Real T>
-void check_input(const AttentionInput<T>& in) {
+template <Real T, Storage S>
+void check_input(const AttentionInput<T, S>& in) {
   const Index m = in.query.rows(), n = in.key.rows();
   check_shape("attention: columns of key", in.query.cols(), in.key.cols());
   check_shape("attention: rows of value", n, in.value.rows());
+  constexpr bool scaled = std::same_as<S, std::int8_t>;
+  check_shape("attention: key_scale", scaled ? n : 0, Index(in.key_scale.size()));
+  check_shape("attention: value_scale", scaled ? n : 0, Index(in.value_scale.size()));
   in.mask.check(m, n);
   if (in.bias.rows() != 0 || in.bias.cols() != 0)
     detail::check_size("attention: bias", in.bias, in.bias.rows() == 1 ? 1 : m, n);
 }
 
 /// Throws ShapeError, naming the argument, unless the outputs that are wanted fit an input. O(1).
-template <Real T>
-void check_output(const AttentionInput<T>& in, const AttentionOutput<T>& out, Index output_dim) {
+template <Real T, Storage S>
+void check_output(const AttentionInput<T, S>& in, const AttentionOutput<T>& out, Index output_dim) {
   const Index m = in.query.rows(), n = in.key.rows();
   if (out.value.data() != nullptr) detail::check_size("attention: output value", out.value, m, output_dim);
   if (!out.log_sum_exp.empty()) check_shape("attention: output log_sum_exp", m, Index(out.log_sum_exp.size()));
@@ -75,8 +138,8 @@ void check_output(const AttentionInput<T>& in, const AttentionOutput<T>& out, In
 }
 
 /// Throws ShapeError, naming the argument, unless the gradients fit an input. O(1).
-template <Real T>
-void check_gradient(const AttentionInput<T>& in, const AttentionOutputGradient<T>& d_out,
+template <Real T, Storage S>
+void check_gradient(const AttentionInput<T, S>& in, const AttentionOutputGradient<T>& d_out,
                     const AttentionGradient<T>& d_in, Index output_dim) {
   const Index m = in.query.rows(), n = in.key.rows();
   detail::check_size("attention: gradient of the output", d_out.value, m, output_dim);
