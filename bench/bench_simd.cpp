@@ -1,17 +1,24 @@
 // SPDX-License-Identifier: MIT
+#include "support/rows.hpp"
+
+#include <ruvector/core/eigen.hpp>
 #include <ruvector/core/matrix.hpp>
 #include <ruvector/core/random.hpp>
 #include <ruvector/simd/convert.hpp>
 #include <ruvector/simd/dot.hpp>
+#include <ruvector/simd/gemm.hpp>
 #include <ruvector/simd/math.hpp>
 #include <ruvector/simd/top_k.hpp>
 
 #include <benchmark/benchmark.h>
 
+#include <algorithm>
 #include <span>
+#include <string>
 #include <vector>
 
-// Throughput from the first level of cache: elements a second (items_per_second), bytes a second for products.
+// P1, the matrix product; then throughput from the first level of cache: elements a second (items_per_second), bytes a
+// second for products.
 
 namespace bench_simd {
 namespace {
@@ -90,5 +97,42 @@ void widen(benchmark::State& state) {
 BENCHMARK(widen<simd::bfloat16>)->Name("bfloat16 to float");
 BENCHMARK(widen<simd::float16>)->Name("float16 to float");
 
+ruvector::Matrix<float> random_matrix(ruvector::Rng& rng, Index rows, Index cols) {
+  ruvector::Matrix<float> x(rows, cols);
+  for (float& xi : x.span()) xi = rng.uniform(-1.0f, 1.0f);
+  return x;
+}
+
+// c = a b, [m×k] [k×n].
+void product(bench::Rows& rows, Index m, Index k, Index n) {
+  if (!rows.wanted("P1")) return;
+  ruvector::Rng rng(1);
+  const auto a = random_matrix(rng, m, k), b = random_matrix(rng, k, n);
+  ruvector::Matrix<float> c(m, n);
+  ruvector::Workspace workspace;
+  const ruvector::EigenMatrix<float> expected =
+      (ruvector::eigen(a).cast<double>() * ruvector::eigen(b).cast<double>()).cast<float>();
+  const auto error = [&] { return bench::relative_error(c, expected); };
+  const double flops = 2.0 * double(m) * double(n) * double(k);
+  const auto size = [](Index x, Index y) { return "(" + std::to_string(x) + " x " + std::to_string(y) + ")"; };
+  const std::string work = size(m, k) + size(k, n);
+  rows.share(
+      "P1", "gemm " + work, {0.88}, bench::Limit::fma, flops, [&] { simd::gemm(a, b, c.view(), workspace); }, error);
+  rows.share(
+      "P1", "Eigen " + work, {}, bench::Limit::fma, flops,
+      [&] { ruvector::eigen(c).noalias() = ruvector::eigen(a) * ruvector::eigen(b); }, error);
+}
+
 }  // namespace
 }  // namespace bench_simd
+
+int main(int argc, char** argv) {
+  bench::Rows rows(argc, argv);
+  bench_simd::product(rows, 1024, 1024, 1024);
+  bench_simd::product(rows, 4096, 64, 4096);
+  if (rows.others()) {
+    benchmark::Initialize(&argc, argv);
+    benchmark::RunSpecifiedBenchmarks();
+  }
+  return rows.finish();
+}
