@@ -10,6 +10,7 @@
 #include "ruvector/attention/key_value_cache.hpp"
 #include "ruvector/attention/logits.hpp"
 #include "ruvector/attention/mask.hpp"
+#include "ruvector/attention/multi_head.hpp"
 #include "ruvector/attention/scaled_dot_product.hpp"
 #include "ruvector/attention/scores.hpp"
 #include "ruvector/attention/softmax_backward.hpp"
