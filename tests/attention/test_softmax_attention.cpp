@@ -25,23 +25,24 @@ R dot_logit(const DotScore<T>& score, std::span<const T> q, std::span<const T> k
   for (std::size_t i = 0; i < q.size(); ++i) dot += R(q[i]) * R(k[i]);
   dot *= score.scale ? R(*score.scale) : R(1) / std::sqrt(R(q.size()));
   if (score.softcap > 0) dot = R(score.softcap) * std::tanh(dot / R(score.softcap));
-  return dot / R(score.temperature);
+  return dot / R(score.temperature.value());
 }
 
-template <template <class> class Engine, Real T>
-struct DotSubject : SoftmaxSubject<Engine<DotScore<T>>> {
+template <class A>
+struct DotSubject : SoftmaxSubject<A> {
+  using T = ScalarOf<A>;
   static constexpr bool has_weights = true;
-  static Engine<DotScore<T>> make(Rng& rng) { return {random_dot_score<T>(rng)}; }
+  static A make(Rng& rng) { return A(random_dot_score<T>(rng)); }
   template <class R>
-  static R logit(const Engine<DotScore<T>>& backend, std::span<const T> q, std::span<const T> k) {
+  static R logit(const A& backend, std::span<const T> q, std::span<const T> k) {
     return dot_logit<R, T>(backend.score, q, k);
   }
-  static T alibi_slope(const Engine<DotScore<T>>& backend) { return backend.score.alibi_slope; }
+  static T alibi_slope(const A& backend) { return backend.score.alibi_slope; }
 };
 template <Real T>
-struct Subject<Dense<DotScore<T>>> : DotSubject<Dense, T> {};
+struct Subject<Dense<DotScore<T>>> : DotSubject<Dense<DotScore<T>>> {};
 template <Real T>
-struct Subject<Tiled<DotScore<T>>> : DotSubject<Tiled, T> {};
+struct Subject<Tiled<DotScore<T>>> : DotSubject<Tiled<DotScore<T>>> {};
 
 }  // namespace laws
 
@@ -53,7 +54,7 @@ using namespace ruvector::attention;
 
 using Backends = std::tuple<ScaledDotProduct<float>, ScaledDotProduct<double>, Flash<float>, Flash<double>>;
 using DoubleBackends = std::tuple<ScaledDotProduct<double>, Flash<double>>;
-using WeightBackends = std::tuple<ScaledDotProduct<float>, ScaledDotProduct<double>>;
+using WeightBackends = Backends;
 
 static_assert(DifferentiableAttention<ScaledDotProduct<float>> && ScoringAttention<ScaledDotProduct<double>>);
 static_assert(DifferentiableAttention<Flash<float>> && DifferentiableAttention<Flash<double>>);

@@ -14,8 +14,8 @@ namespace ruvector::inline RUVECTOR_ABI::attention {
 
 /// One head of one sequence: checks every size, then `backend.forward`. Throws ShapeError or ConfigError before
 /// anything is written.
-template <AttentionBackend A>
-void attend(const A& backend, const std::type_identity_t<AttentionInput<ScalarOf<A>>>& in,
+template <AttentionBackend A, Storage S = ScalarOf<A>>
+void attend(const A& backend, const AttentionInput<ScalarOf<A>, S>& in,
             const std::type_identity_t<AttentionOutput<ScalarOf<A>>>& out, Workspace& ws) {
   check_input(in);
   check_output(in, out, backend.output_dim(in.value.cols()));

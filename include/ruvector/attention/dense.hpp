@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include "ruvector/attention/logits.hpp"
-#include "ruvector/attention/softmax_backward.hpp"
+#include "ruvector/attention/means.hpp"
+#include "ruvector/attention/scores.hpp"
+#include "ruvector/attention/softmax.hpp"
+#include "ruvector/attention/softmax_attention.hpp"
 #include "ruvector/attention/types.hpp"
+#include "ruvector/attention/values.hpp"
 #include "ruvector/core/workspace.hpp"
 #include "ruvector/simd/math.hpp"
 
@@ -18,130 +21,133 @@ namespace ruvector::inline RUVECTOR_ABI::attention {
 ///
 ///     L = score(Q, K) [m×n] + bias, −∞ where masked;  P = softmax(L);  O = P V                   (Vaswani 2017, eq. 1)
 ///
-/// Gives the weights [m×n] on request, which is what it is for, with small neighbourhoods; `Tiled` is the same function
-/// without ever holding a row of weights. Memory beyond inputs and outputs O(24 n).
-template <class Score>
-class Dense {
+/// Has the weights [m×n] at hand, which is what it is for, with small neighbourhoods; `Tiled` is the same function
+/// without ever holding a row of weights. Memory beyond inputs and outputs O(24 n + n d).
+template <Score S, Mean M = WeightedSum<ScalarOf<S>>>
+class Dense : public SoftmaxAttention<S, M> {
+  using Base = SoftmaxAttention<S, M>;
+
  public:
-  using Scalar = ScalarOf<Score>;  ///< what it computes in
-  using T = Scalar;                ///< short
-
-  Score score;  ///< how a query is scored against a key
-
-  /// What `backward` needs of a forward pass; owned by the caller and reused.
-  using Saved = detail::SavedSoftmax<T>;
-
-  /// Columns of the output for values of this width.
-  [[nodiscard]] Index output_dim(Index value_dim) const { return value_dim; }
+  using T = ScalarOf<S>;  ///< what it computes in
+  using Base::Base;
+  using typename Base::Prepared;
+  using typename Base::Saved;
 
   /// Writes what is wanted of `out`. O(m n (d + v)). Throws ShapeError and ConfigError before anything is written.
-  void forward(const AttentionInput<T>& in, const AttentionOutput<T>& out, Workspace& ws) const {
-    run(in, out, nullptr, ws);
+  template <Storage Stored = T>
+  void forward(const AttentionInput<T, Stored>& in, const AttentionOutput<T>& out, Workspace& ws) const {
+    run(in, out, nullptr, nullptr, ws);
   }
 
-  /// The same in training: also keeps in `saved` what `backward` needs, m (v + 2) numbers.
-  void forward(const AttentionInput<T>& in, const AttentionOutput<T>& out, Saved& saved, Workspace& ws) const {
-    saved.resize(in.query.rows(), output_dim(in.value.cols()));
-    run(in, out, &saved, ws);
+  /// The same in training: drops weights, and keeps in `saved` what `backward` needs, m (v + 2) numbers.
+  template <Storage Stored = T>
+  void forward(const AttentionInput<T, Stored>& in, const AttentionOutput<T>& out, Saved& saved, Workspace& ws) const {
+    saved.resize(in.query.rows(), in.value.cols(), M::Bound::has_mass);
+    const detail::Dropout<T> dropped = this->draw(saved);
+    run(in, out, &saved, dropped.probability > 0 ? &dropped : nullptr, ws);
   }
 
-  /// Adds the gradients by query, key, value and bias to `d_in`, those by the score's parameters to `grad`.
-  /// Throws ShapeError before anything is added.
-  void backward(const AttentionInput<T>& in, const Saved& saved, const AttentionOutputGradient<T>& d_out,
-                const AttentionGradient<T>& d_in, Dense& grad, Workspace& ws) const {
-    detail::softmax_backward(score, in, saved, d_out, d_in, grad.score, ws);
-  }
-
-  /// scores [m×n] = the logits before the softmax, natural, −∞ where masked: what a search ranks by.
-  void scores(const AttentionInput<T>& in, MatrixView<T> scores, Workspace& ws) const {
-    check_input(in);
-    detail::check_size("attention: scores", scores, in.query.rows(), in.key.rows());
-    auto frame = ws.frame();
-    const Rows rows(frame, in);
-    for (Index i = 0; i < in.query.rows(); i += detail::tile_rows) {
-      const Index count = std::min(detail::tile_rows, in.query.rows() - i);
-      write_logits(in, i, rows.weights.rows(0, count), rows);
-      for (Index r = 0; r < count; ++r)
-        for (Index j = 0; j < in.key.rows(); ++j) scores(i + r, j) = rows.weights(r, j);
-    }
-  }
-
-  /// Names the score's parameters.
-  template <class Visit, class... Self>
-  static void parameters(Visit&& visit, Self&... self) {
-    visit("score", self.score...);
+  /// Over prepared keys; see PreparedAttention.
+  void forward(const PreparedInput<T>& in, const Prepared& prepared, const AttentionOutput<T>& out,
+               Workspace& ws) const {
+    forward(Base::with_keys(in, prepared), out, ws);
   }
 
  private:
-  using Bound = typename Score::Bound;
   using B = simd::Batch<T>;
 
-  // Scratch for a tile of queries against all keys.
-  struct Rows {
-    Index width;  // keys, rounded up to whole tiles
-    MatrixView<T> weights, value;
-    std::span<T> packed;
-
-    Rows(Workspace::Frame& frame, const AttentionInput<T>& in)
-        : width((in.key.rows() + detail::tile_keys - 1) / detail::tile_keys * detail::tile_keys),
-          weights(frame.matrix<T>(detail::tile_rows, width)),
-          value(frame.matrix<T>(detail::tile_rows, in.value.cols())),
-          packed(frame.span<T>(width * in.key.cols())) {
-      for (Index j = 0; j < in.key.rows(); j += detail::tile_keys)
-        detail::pack_keys(in.key.rows(j, std::min(detail::tile_keys, in.key.rows() - j)),
-                          packed.data() + j * in.key.cols());
-    }
-  };
-
-  void run(const AttentionInput<T>& in, const AttentionOutput<T>& out, Saved* saved, Workspace& ws) const {
+  template <Storage Stored>
+  void run(const AttentionInput<T, Stored>& in, const AttentionOutput<T>& out, Saved* saved,
+           const detail::Dropout<T>* dropped, Workspace& ws) const {
     check_input(in);
-    check_output(in, out, output_dim(in.value.cols()));
+    check_output(in, out, this->output_dim(in.value.cols()));
+    const Index m = in.query.rows(), n = in.key.rows();
     auto frame = ws.frame();
-    const Rows rows(frame, in);
-    for (Index i = 0; i < in.query.rows(); i += detail::tile_rows)
-      run_rows(in, out, i, std::min(detail::tile_rows, in.query.rows() - i), rows, saved);
+    const detail::Logits<S, Stored> logits(this->score, in, 0, m, frame);
+    const detail::Values<M, Stored> values(this->mean, in, frame, n);
+    const MatrixView<const T> lifted = values.rows(0, n);
+    const Index tiles = (n + detail::tile_keys - 1) / detail::tile_keys;
+    const std::span<T> packed = frame.template span<T>(tiles * logits.packed_size());
+    for (Index t = 0; t < tiles; ++t)
+      logits.pack(t * detail::tile_keys, std::min(detail::tile_keys, n - t * detail::tile_keys),
+                  packed.data() + t * logits.packed_size());
+    const MatrixView<T> weights = frame.template matrix<T>(detail::tile_rows, tiles * detail::tile_keys);
+    const MatrixView<T> value = frame.template matrix<T>(detail::tile_rows, in.value.cols());
+    for (Index i = 0; i < m; i += detail::tile_rows) {
+      const Index rows = std::min(detail::tile_rows, m - i);
+      write_logits(in, logits, i, packed.data(), weights.rows(0, rows), ws);
+      for (Index r = 0; r < rows; ++r) {
+        const Softmax softmax = normalize(weights.row(r));
+        if (!out.log_sum_exp.empty()) out.log_sum_exp[std::size_t(i + r)] = softmax.log_sum_exp();
+        if (out.weights.data() != nullptr) std::copy_n(weights.row(r).data(), n, out.weights.row(i + r).data());
+        if (saved != nullptr) {
+          saved->reference[i + r] = softmax.reference;
+          saved->inverse_sum[i + r] = softmax.sum == 0 ? T(0) : T(1) / softmax.sum;
+        }
+        if (dropped != nullptr) drop(*dropped, i + r, weights.row(r));
+        std::ranges::fill(value.row(r), T(0));
+      }
+      add_values(in, logits, i, weights.rows(0, rows), lifted, value.rows(0, rows));
+      for (Index r = 0; r < rows; ++r)
+        write(values, out, saved, i + r, weights.row(r), std::span<const T>(value.row(r)));
+    }
   }
 
-  void write_logits(const AttentionInput<T>& in, Index first, MatrixView<T> weights, const Rows& rows) const {
-    const detail::TileLogits<T, Bound> logits(in, score.bind(in.query.cols()));
-    const Index m = in.query.rows(), n = in.key.rows();
-    const detail::VisibleTile tile(in.mask, first, first + weights.rows(), m, n);
-    for (Index j = 0; j < n; j += detail::tile_keys) {
-      const bool plain = logits.plain(tile, j);
-      const MatrixView<T> block = weights.cols(j, detail::tile_keys);
-      detail::multiply_keys(in.query.rows(first, weights.rows()), rows.packed.data() + j * in.key.cols(), block);
-      for (Index r = 0; r < weights.rows(); ++r) {
+  template <Storage Stored>
+  void write_logits(const AttentionInput<T, Stored>& in, const detail::Logits<S, Stored>& logits, Index first,
+                    const T* packed, MatrixView<T> weights, Workspace& ws) const {
+    auto frame = ws.frame();
+    const Index m = in.query.rows(), n = in.key.rows(), rows = weights.rows();
+    const MatrixView<T> dots = frame.template matrix<T>(rows, detail::Logits<S, Stored>::tile_dots);
+    const detail::VisibleTile tile(in.mask, first, first + rows, m, n);
+    for (Index j = 0; j < n; j += detail::tile_keys, packed += logits.packed_size()) {
+      const bool covered = logits.covered(tile, j);
+      logits.multiply(first, packed, dots);
+      for (Index r = 0; r < rows; ++r) {
         B x[detail::tile_vectors<T>];
-        logits(first + r, j, block.row(r).data(), plain, x);
-        for (Index v = 0; v < detail::tile_vectors<T>; ++v) simd::store(block.row(r).data() + v * simd::lanes<T>, x[v]);
+        logits(first + r, j, dots.row(r).data(), packed, covered, x);
+        detail::store_tile<T>(x, j, weights.row(r));
       }
     }
   }
 
-  void run_rows(const AttentionInput<T>& in, const AttentionOutput<T>& out, Index first, Index count, const Rows& rows,
-                Saved* saved) const {
-    const MatrixView<T> weights = rows.weights.rows(0, count), value = rows.value.rows(0, count);
-    write_logits(in, first, weights, rows);
-    for (Index r = 0; r < count; ++r) {
-      const Softmax softmax = normalize(weights.row(r));
-      if (!out.log_sum_exp.empty()) out.log_sum_exp[std::size_t(first + r)] = softmax.log_sum_exp();
-      if (out.weights.data() != nullptr)
-        std::copy_n(weights.row(r).data(), in.key.rows(), out.weights.row(first + r).data());
-      std::ranges::fill(value.row(r), T(0));
-      if (saved == nullptr) continue;
-      saved->reference[first + r] = softmax.reference;
-      saved->inverse_sum[first + r] = softmax.sum == 0 ? T(0) : T(1) / softmax.sum;
-    }
-    const detail::TileLogits<T, Bound> logits(in, score.bind(in.query.cols()));
+  template <Storage Stored>
+  static void add_values(const AttentionInput<T, Stored>& in, const detail::Logits<S, Stored>& logits, Index first,
+                         MatrixView<const T> weights, MatrixView<const T> lifted, MatrixView<T> value) {
     for (Index j = 0; j < in.key.rows(); j += detail::tile_keys) {
       const Index keys = std::min(detail::tile_keys, in.key.rows() - j);
-      detail::add_seen_products<T>({weights.data() + j, weights.stride(), 1}, in.value.rows(j, keys), value,
+      detail::add_seen_products<T>({weights.data() + j, weights.stride(), 1}, lifted.rows(j, keys), value,
                                    in.mask.empty(),
                                    [&](Index r, Index key) { return logits.sees(first + r, j + key); });
     }
-    for (Index r = 0; r < count; ++r) {
-      if (out.value.data() != nullptr) std::ranges::copy(value.row(r), out.value.row(first + r).begin());
-      if (saved != nullptr) std::ranges::copy(value.row(r), saved->value.row(first + r).begin());
+  }
+
+  template <Storage Stored>
+  static void write(const detail::Values<M, Stored>& values, const AttentionOutput<T>& out, Saved* saved, Index i,
+                    std::span<const T> weights, std::span<const T> value) {
+    T mass = 0;
+    if constexpr (M::Bound::has_mass)
+      for (std::size_t j = 0; j < weights.size(); ++j)
+        if (weights[j] != 0) mass = std::fma(weights[j], values.masses()[j], mass);
+    if (saved != nullptr) {
+      std::ranges::copy(value, saved->value.row(i).begin());
+      if constexpr (M::Bound::has_mass) saved->mass[i] = mass;
+    }
+    if (out.value.data() == nullptr) return;
+    if constexpr (M::Bound::lifts) {
+      if (std::ranges::any_of(weights, [](T w) { return w != 0; })) {
+        values.bound().project(value, mass, out.value.row(i));
+        return;
+      }
+    }
+    std::ranges::copy(value, out.value.row(i).begin());
+  }
+
+  static void drop(const detail::Dropout<T>& dropped, Index i, std::span<T> weights) {
+    T factor[detail::tile_keys];
+    for (std::size_t j = 0; j < weights.size(); j += std::size_t(detail::tile_keys)) {
+      dropped.factors(i, Index(j), factor);
+      for (std::size_t k = 0; k < std::size_t(detail::tile_keys); ++k) weights[j + k] *= factor[k];
     }
   }
 

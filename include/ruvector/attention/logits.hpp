@@ -2,16 +2,23 @@
 #pragma once
 
 #include "ruvector/attention/mask.hpp"
+#include "ruvector/attention/scores.hpp"
 #include "ruvector/attention/types.hpp"
 #include "ruvector/core/view.hpp"
 #include "ruvector/core/workspace.hpp"
 #include "ruvector/simd/arch.hpp"
+#include "ruvector/simd/convert.hpp"
 #include "ruvector/simd/dot.hpp"
 #include "ruvector/simd/gemm.hpp"
 #include "ruvector/simd/transpose.hpp"
 
 #include <algorithm>
+#include <bit>
+#include <concepts>
+#include <cstdint>
 #include <limits>
+#include <span>
+#include <type_traits>
 
 // What stands between the products q·k and the softmax, tile by tile: the score, bias, ALiBi and the mask. Both engines
 // and both directions use it.
@@ -22,9 +29,45 @@ namespace ruvector::inline RUVECTOR_ABI::attention::detail {
 inline constexpr Index tile_keys = 64;
 /// Queries of a tile: their products, weights and sums share the L1 cache with a tile of keys.
 inline constexpr Index tile_rows = 24;
+/// Queries that share one packing of the keys.
+inline constexpr Index block_rows = 384;
+/// Keys packed at a time.
+inline constexpr Index packed_keys = 512;
 
 template <Real T>
 inline constexpr Index tile_vectors = tile_keys / simd::lanes<T>;
+
+/// Row j of stored numbers as T.
+template <Real T, Storage S>
+void read_row(MatrixView<const S> stored, std::span<const T> scale, Index j, std::span<T> out) {
+  const std::span<const S> row = stored.row(j);
+  if constexpr (std::same_as<S, std::int8_t> && std::same_as<T, float>) {
+    simd::dequantize(row, scale[std::size_t(j)], out);
+  } else if constexpr (std::same_as<T, float> && !Real<S>) {
+    simd::convert(row, out);
+  } else {
+    for (std::size_t c = 0; c < out.size(); ++c) {
+      if constexpr (std::same_as<S, std::int8_t>)
+        out[c] = T(row[c]) * scale[std::size_t(j)];
+      else if constexpr (Real<S>)
+        out[c] = static_cast<T>(row[c]);
+      else
+        out[c] = static_cast<T>(static_cast<float>(row[c]));
+    }
+  }
+}
+
+/// Rows begin … begin+count−1 as T: where they lie if they are T, else converted into `scratch`.
+template <Real T, Storage S>
+[[nodiscard]] MatrixView<const T> read_rows(MatrixView<const S> stored, std::span<const T> scale, Index begin,
+                                            Index count, MatrixView<T> scratch) {
+  if constexpr (std::same_as<S, T>) {
+    return stored.rows(begin, count);
+  } else {
+    for (Index j = 0; j < count; ++j) read_row<T, S>(stored, scale, begin + j, scratch.row(j));
+    return scratch.rows(0, count);
+  }
+}
 
 /// The visible keys of queries first … last−1 together: what one of them sees, and what all of them see.
 struct VisibleTile {
@@ -52,14 +95,14 @@ void pack_keys(MatrixView<const T> keys, T* packed) {
   }
 }
 
-/// products [rows × tile_keys] = rows · packed keysᵀ.
+/// products [rows × tile_keys] = rows · packed keysᵀ over columns begin … end−1.
 template <Real T>
-void multiply_keys(MatrixView<const T> rows, const T* packed, MatrixView<T> products) {
+void multiply_keys(MatrixView<const T> rows, Index begin, Index end, const T* packed, MatrixView<T> products) {
   constexpr Index width = simd::detail::product_width<T>;
   for (Index j = 0; j < tile_keys; j += width)
-    simd::detail::product_panel<true>(simd::detail::LeftFactor<T>{rows.data(), rows.stride(), 1},
-                                      simd::detail::RightFactor<T>{packed + j * rows.cols(), width}, rows.cols(),
-                                      products.cols(j, width), simd::Product::assign);
+    simd::detail::product_panel<true>(simd::detail::LeftFactor<T>{rows.data() + begin, rows.stride(), 1},
+                                      simd::detail::RightFactor<T>{packed + j * rows.cols() + begin * width, width},
+                                      end - begin, products.cols(j, width), simd::Product::assign);
 }
 
 /// Whether all elements are finite.
@@ -90,57 +133,83 @@ void add_seen_products(simd::detail::LeftFactor<T> left, MatrixView<const T> rig
       if (sees(i, p)) simd::axpy(left.data[i * left.row + p * left.step], right.row(p), out.row(i));
 }
 
-/// Logits of one query against a tile of keys.
-template <Real T, class Bound>
-class TileLogits {
- public:
+/// What a score says of a pair, on registers: one lane a key.
+template <class Bound, Real T>
+struct Pairs {
+  using B = simd::Batch<T>;           ///< register
+  B z[std::size_t(Bound::products)];  ///< products, or what the score measures by them
+  B query[std::size_t(Bound::query_scalars) + 1], key[std::size_t(Bound::key_scalars) + 1];
+  simd::Mask<T> near;  ///< computed from differences; only where the score is guarded
+};
+
+/// Partial derivatives of a pair, times what arrives at its logit.
+template <class Bound, Real T>
+struct PairDerivative {
   using B = simd::Batch<T>;  ///< register
+  B z[std::size_t(Bound::products)] = {};
+  B query[std::size_t(Bound::query_scalars) + 1] = {}, key[std::size_t(Bound::key_scalars) + 1] = {};
+  B parameter[std::size_t(Bound::parameters) + 1] = {};
+};
 
-  TileLogits(const AttentionInput<T>& in, const Bound& bound) : in_(in), bound_(bound) {}
+/// Logits of a block of queries against tiles of keys.
+template <class Score, Storage S = ScalarOf<Score>>
+class Logits {
+ public:
+  using T = ScalarOf<Score>;                                       ///< what it computes in
+  using B = simd::Batch<T>;                                        ///< register
+  using Bound = typename Score::Bound;                             ///< the score for this width
+  static constexpr Index width = simd::lanes<T>;                   ///< keys of a register
+  static constexpr Index tile_dots = Bound::products * tile_keys;  ///< products of a query with a tile
+  static constexpr bool has_rank = requires(const Bound& b, const B* z) { b.rank(z, z, z); };
 
-  /// x[v] = logits of query i against keys begin + v·lanes …, from the products in `dots`; −∞ for hidden keys. `plain`:
-  /// every key of the tile is visible, and there is neither bias nor ALiBi.
-  void operator()(Index i, Index begin, const T* dots, bool plain, B (&x)[tile_vectors<T>]) const {
-    for (Index v = 0; v < tile_vectors<T>; ++v) x[v] = bound_.logit(simd::load(dots + v * width), nullptr, nullptr);
-    if (plain) return;
-    const VisibleKeys visible = in_.mask.visible(i, in_.query.rows(), in_.key.rows());
-    const Index n = in_.key.rows();
-    for (Index v = 0; v < tile_vectors<T>; ++v) {
-      const Index j = begin + v * width;
-      const Index count = std::clamp(n - j, Index(0), width);
-      if (bound_.alibi_slope != 0) x[v] = simd::fnma(distance(i, j), B(bound_.alibi_slope), x[v]);
-      if (in_.bias.cols() != 0) {
-        const T* bias = in_.bias.data() + (in_.bias.rows() == 1 ? 0 : i * in_.bias.stride());
-        x[v] = x[v] + simd::load_partial(bias + std::min(j, n), count);
+  /// For queries first … first+rows−1: computes their scalars.
+  Logits(const Score& score, const AttentionInput<T, S>& in, Index first, Index rows, Workspace::Frame& frame)
+      : in_(in),
+        bound_(score.bind(in.query.cols())),
+        first_(first),
+        query_scalars_(frame.template matrix<T>(rows, Bound::query_scalars)),
+        scratch_(frame.template matrix<T>(std::same_as<S, T> ? 0 : tile_keys, in.key.cols())) {
+    if constexpr (Bound::query_scalars > 0)
+      for (Index i = 0; i < rows; ++i) bound_.query_row(in.query.row(first + i), query_scalars_.row(i).data());
+  }
+
+  [[nodiscard]] const Bound& bound() const { return bound_; }
+  /// Numbers of a packed tile of keys: panels and then scalars.
+  [[nodiscard]] Index packed_size() const { return tile_keys * (in_.key.cols() + Bound::key_scalars); }
+
+  /// The keys of a tile as rows of T: valid until the next call.
+  [[nodiscard]] MatrixView<const T> key_rows(Index begin, Index keys) const {
+    return read_rows<T, S>(in_.key, in_.key_scale, begin, keys, scratch_);
+  }
+
+  /// Packs keys begin … begin+keys−1, a tile at most.
+  void pack(Index begin, Index keys, T* packed) const {
+    const MatrixView<const T> rows = key_rows(begin, keys);
+    pack_keys(rows, packed);
+    if constexpr (Bound::key_scalars > 0) {
+      T* scalars = packed + tile_keys * rows.cols();
+      std::fill_n(scalars, Bound::key_scalars * tile_keys, T(0));
+      for (Index j = 0; j < keys; ++j) {
+        T of_row[std::size_t(Bound::key_scalars)];
+        bound_.key_row(rows.row(j), of_row);
+        for (Index s = 0; s < Bound::key_scalars; ++s) scalars[s * tile_keys + j] = of_row[s];
       }
-      x[v] = simd::select(seen(visible, i, j, count), x[v], B(-std::numeric_limits<T>::infinity()));
     }
   }
 
-  /// Whether query i sees key j.
-  [[nodiscard]] bool sees(Index i, Index j) const {
-    return in_.mask.visible(i, in_.query.rows(), in_.key.rows()).contains(j) &&
-           (!in_.mask.dense() || in_.mask.allowed_row(i)[j] != 0);
+  /// dots [rows × products·tile_keys]: products of queries i … with a packed tile.
+  void multiply(Index i, const T* packed, MatrixView<T> dots) const {
+    const Index d = in_.query.cols();
+    for (int p = 0; p < Bound::products; ++p) {
+      const Index begin = bound_.column(p), end = p + 1 < Bound::products ? bound_.column(p + 1) : d;
+      multiply_keys<T>(in_.query.rows(i, dots.rows()), begin, end, packed, dots.cols(p * tile_keys, tile_keys));
+    }
   }
 
-  /// Whether a tile has nothing but its products to look at.
-  [[nodiscard]] bool plain(const VisibleTile& tile, Index begin) const {
-    return begin + tile_keys <= in_.key.rows() && tile.covers(begin, begin + tile_keys) && in_.bias.cols() == 0 &&
-           bound_.alibi_slope == 0;
-  }
-
- private:
-  static constexpr Index width = simd::lanes<T>;
-
-  [[nodiscard]] static B lane_numbers() {
-    static constexpr T number[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    return simd::load(number);
-  }
-  // |i + (n − m) − j| for the keys of a register.
-  [[nodiscard]] B distance(Index i, Index j) const {
-    return simd::abs(B(T(in_.mask.position(i, in_.query.rows(), in_.key.rows()) - j)) - lane_numbers());
-  }
-  [[nodiscard]] simd::Mask<T> seen(const VisibleKeys& visible, Index i, Index j, Index count) const {
+  /// Which of the keys begin+v·lanes … query i sees.
+  [[nodiscard]] simd::Mask<T> seen(Index i, Index begin, Index v) const {
+    const Index n = in_.key.rows(), j = begin + v * width, count = std::clamp(n - j, Index(0), width);
+    const VisibleKeys visible = in_.mask.visible(i, in_.query.rows(), n);
     const auto below = [&](Index key) { return lane_numbers() < B(T(std::clamp(key - j, Index(0), count))); };
     const simd::Mask<T> range = below(visible.globals) | (below(visible.last) & !below(visible.first));
     if (!in_.mask.dense()) return range;
@@ -150,8 +219,145 @@ class TileLogits {
     return range & (simd::load(allowed) > B(T(0)));
   }
 
-  const AttentionInput<T>& in_;
+  /// What the score sees of query i and register v of a tile. `seen`: null where all keys of the tile are.
+  [[nodiscard, gnu::always_inline]] Pairs<Bound, T> pairs(Index i, Index begin, Index v, const T* dots, const T* packed,
+                                                          const simd::Mask<T>* seen) const {
+    Pairs<Bound, T> pair;
+    for (int p = 0; p < Bound::products; ++p) pair.z[p] = simd::load(dots + p * tile_keys + v * width);
+    for (Index s = 0; s < Bound::query_scalars; ++s) pair.query[s] = B(query_scalars_(i - first_, s));
+    const T* scalars = packed + tile_keys * in_.key.cols();
+    for (Index s = 0; s < Bound::key_scalars; ++s) pair.key[s] = simd::load(scalars + s * tile_keys + v * width);
+    if constexpr (Bound::guarded) {
+      bound_.measure(pair.z, pair.query, pair.key);
+      pair.near = bound_.near(pair.z, pair.query, pair.key);
+      if (seen != nullptr) pair.near = pair.near & *seen;
+      if (simd::any(pair.near)) [[unlikely]]
+        refine(i, begin + v * width, pair);
+    }
+    return pair;
+  }
+
+  /// Bias and ALiBi on the logits of query i and register v of a tile.
+  [[nodiscard]] B biased(Index i, Index begin, Index v, B x) const {
+    const Index n = in_.key.rows(), j = begin + v * width;
+    if (bound_.alibi_slope != 0) {
+      const B distance = simd::abs(B(T(in_.mask.position(i, in_.query.rows(), n) - j)) - lane_numbers());
+      x = simd::fnma(distance, B(bound_.alibi_slope), x);
+    }
+    if (in_.bias.cols() != 0) {
+      const T* bias = in_.bias.data() + (in_.bias.rows() == 1 ? 0 : i * in_.bias.stride());
+      x = x + simd::load_partial(bias + std::min(j, n), std::clamp(n - j, Index(0), width));
+    }
+    return x;
+  }
+
+  /// x = logits of query i against a tile, −∞ for hidden keys. `covered`: none is hidden.
+  void operator()(Index i, Index begin, const T* dots, const T* packed, bool covered, B (&x)[tile_vectors<T>]) const {
+    RUVECTOR_UNROLL for (Index v = 0; v < tile_vectors<T>; ++v) {
+      if (covered) {
+        const Pairs<Bound, T> pair = pairs(i, begin, v, dots, packed, nullptr);
+        x[v] = bound_.logit(pair.z, pair.query, pair.key);
+        if (!unbiased()) x[v] = biased(i, begin, v, x[v]);
+        continue;
+      }
+      const simd::Mask<T> visible = seen(i, begin, v);
+      const Pairs<Bound, T> pair = pairs(i, begin, v, dots, packed, &visible);
+      const B logit = biased(i, begin, v, bound_.logit(pair.z, pair.query, pair.key));
+      x[v] = simd::select(visible, logit, B(-std::numeric_limits<T>::infinity()));
+    }
+  }
+
+  /// x = ranks, in the same way; only where `ranked()`.
+  void ranks(Index i, Index begin, const T* dots, const T* packed, bool covered,
+             B (&x)[tile_vectors<T>]) const requires has_rank {
+    RUVECTOR_UNROLL for (Index v = 0; v < tile_vectors<T>; ++v) {
+      if (covered) {
+        const Pairs<Bound, T> pair = pairs(i, begin, v, dots, packed, nullptr);
+        x[v] = bound_.rank(pair.z, pair.query, pair.key);
+        continue;
+      }
+      const simd::Mask<T> visible = seen(i, begin, v);
+      const Pairs<Bound, T> pair = pairs(i, begin, v, dots, packed, &visible);
+      x[v] = simd::select(visible, bound_.rank(pair.z, pair.query, pair.key), B(-std::numeric_limits<T>::infinity()));
+    }
+  }
+
+  /// Whether query i sees key j.
+  [[nodiscard]] bool sees(Index i, Index j) const {
+    return in_.mask.visible(i, in_.query.rows(), in_.key.rows()).contains(j) &&
+           (!in_.mask.dense() || in_.mask.allowed_row(i)[j] != 0);
+  }
+
+  /// Whether logits are the scores alone.
+  [[nodiscard]] bool unbiased() const { return in_.bias.cols() == 0 && bound_.alibi_slope == 0; }
+  /// Whether weights may be computed from ranks: a property of the call, the same for all rows and tiles.
+  [[nodiscard]] bool ranked() const {
+    if constexpr (has_rank)
+      return unbiased() && bound_.ranked();
+    else
+      return false;
+  }
+  /// Whether every query of a tile of queries sees every key of a tile of keys.
+  [[nodiscard]] bool covered(const VisibleTile& tile, Index begin) const {
+    return begin + tile_keys <= in_.key.rows() && tile.covers(begin, begin + tile_keys);
+  }
+
+  /// The scalars of query i.
+  [[nodiscard]] const T* query_scalars(Index i) const { return query_scalars_.row(i - first_).data(); }
+
+ private:
+  [[nodiscard]] static B lane_numbers() {
+    static constexpr T number[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    return simd::load(number);
+  }
+
+  // Measures the near ones of the keys j … again, from differences.
+  [[gnu::noinline]] void refine(Index i, Index j, Pairs<Bound, T>& pair) const {
+    constexpr int last = Bound::products - 1;
+    T z[width];
+    simd::store(z, pair.z[last]);
+    for (std::uint32_t near = simd::lane_bits(pair.near); near != 0; near &= near - 1) {
+      const Index lane = std::countr_zero(near);
+      z[lane] = bound_.exact(in_.query.row(i), key_rows(j + lane, 1).row(0));
+    }
+    pair.z[last] = simd::load(z);
+  }
+
+  const AttentionInput<T, S>& in_;
   const Bound bound_;
+  Index first_;
+  MatrixView<T> query_scalars_;  // [rows × query_scalars]
+  MatrixView<T> scratch_;        // [tile_keys × d] for converted keys
 };
+
+/// Calls row(i, begin, dots, packed, covered) for queries first … first+rows−1 and all tiles of keys, seen or not.
+template <class L, Real T, Storage S, class Row>
+void for_each_row_of_tiles(const L& logits, const AttentionInput<T, S>& in, Index first, Index rows,
+                           Workspace::Frame& frame, Row&& row) {
+  const Index m = in.query.rows(), n = in.key.rows();
+  T* packed = frame.template span<T>(logits.packed_size()).data();
+  const MatrixView<T> dots = frame.template matrix<T>(tile_rows, L::tile_dots);
+  for (Index j = 0; j < n; j += tile_keys) {
+    logits.pack(j, std::min(tile_keys, n - j), packed);
+    for (Index i = first; i < first + rows; i += tile_rows) {
+      const Index count = std::min(tile_rows, first + rows - i);
+      const bool covered = logits.covered(VisibleTile(in.mask, i, i + count, m, n), j);
+      logits.multiply(i, packed, dots.rows(0, count));
+      for (Index r = 0; r < count; ++r) row(i + r, j, dots.row(r).data(), packed, covered);
+    }
+  }
+}
+
+/// Stores a tile's registers in columns begin … of a row, as far as it goes.
+template <Real T>
+void store_tile(const simd::Batch<T> (&x)[tile_vectors<T>], Index begin, std::span<T> row) {
+  for (Index v = 0; v < tile_vectors<T>; ++v) {
+    const Index j = begin + v * simd::lanes<T>, count = Index(row.size()) - j;
+    if (count >= simd::lanes<T>)
+      simd::store(row.data() + j, x[v]);
+    else if (count > 0)
+      simd::store_partial(row.data() + j, count, x[v]);
+  }
+}
 
 }  // namespace ruvector::inline RUVECTOR_ABI::attention::detail

@@ -2,7 +2,9 @@
 #pragma once
 
 #include "ruvector/attention/logits.hpp"
+#include "ruvector/attention/softmax.hpp"
 #include "ruvector/attention/types.hpp"
+#include "ruvector/attention/values.hpp"
 #include "ruvector/core/matrix.hpp"
 #include "ruvector/core/ordered_sum.hpp"
 #include "ruvector/core/workspace.hpp"
@@ -11,195 +13,387 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
+#include <cmath>
+#include <cstdint>
 #include <limits>
 #include <span>
 
 namespace ruvector::inline RUVECTOR_ABI::attention::detail {
 
-/// What the backward pass of a softmax needs beside its inputs: m (v + 2) numbers.
-template <Real T>
-struct SavedSoftmax {
-  Vector<T> reference;    ///< [m], μ
-  Vector<T> inverse_sum;  ///< [m], 1/Σ e^(x−μ); 0 where the query saw no key
-  Matrix<T> value;        ///< [m×v], the output
-
-  /// Keeps the memory where the sizes are the same.
-  void resize(Index m, Index value_dim) {
-    if (reference.size() != m) reference = Vector<T>(m), inverse_sum = Vector<T>(m);
-    if (value.rows() != m || value.cols() != value_dim) value = Matrix<T>(m, value_dim);
-  }
-};
-
 /// Scratch of one tile of the backward pass.
 template <Real T>
 struct BackwardTile {
-  MatrixView<T> dots, weights, d_weights, d_dots;  ///< [tile_rows×tile_keys]
+  MatrixView<T> dots, d_dots;        ///< [tile_rows × products·tile_keys]
+  MatrixView<T> weights, d_weights;  ///< [tile_rows×tile_keys]
   std::span<T> packed_keys, packed_values;
+  MatrixView<T> raw_values;      ///< [tile_keys×v], where they are stored as something else
   MatrixView<T> d_key, d_value;  ///< [tile_keys×d], [tile_keys×v]
-
-  BackwardTile(Workspace::Frame& frame, Index d, Index value_dim)
-      : dots(frame.matrix<T>(tile_rows, tile_keys)),
-        weights(frame.matrix<T>(tile_rows, tile_keys)),
-        d_weights(frame.matrix<T>(tile_rows, tile_keys)),
-        d_dots(frame.matrix<T>(tile_rows, tile_keys)),
-        packed_keys(frame.span<T>(tile_keys * d)),
-        packed_values(frame.span<T>(tile_keys * value_dim)),
-        d_key(frame.matrix<T>(tile_keys, d)),
-        d_value(frame.matrix<T>(tile_keys, value_dim)) {}
+  MatrixView<T> d_key_scalars;   ///< [key_scalars×tile_keys]
+  std::span<T> d_masses;         ///< [tile_keys]
 };
 
-/// Gradients of a softmax over scores, recomputed tile by tile. With P the weights, G = d_out.value, O the output:
-///
-///     dV = Pᵀ G,  dP = G Vᵀ,  D_i = Σ_c G_ic O_ic,  dL = P ∘ (dP − D + d_lse),  dBias = dL,  dS = dL ∘ ∂L/∂(q·k)
-///     dQ = dS K,  dK = dSᵀ Q                                                                  (Dao 2022, appendix B)
-template <class Score>
-class SoftmaxBackward {
+/// Sums of gradients by parameters over rows or keys: blocks of 256 by absolute index and the fixed tree.
+template <Real T>
+class ParameterSums {
  public:
-  using T = ScalarOf<Score>;            ///< what it computes in
-  using B = simd::Batch<T>;             ///< register
-  using Bound = typename Score::Bound;  ///< the score for this width
+  ParameterSums(Index parameters, Workspace::Frame& frame)
+      : frame_(&frame), size_(parameters), sum_(Add{&frame, parameters}, row_leaf, slots_) {}
+  ParameterSums(const ParameterSums&) = delete;
+  ParameterSums& operator=(const ParameterSums&) = delete;
 
-  SoftmaxBackward(const Score& score, const AttentionInput<T>& in, const SavedSoftmax<T>& saved,
-                  const AttentionOutputGradient<T>& d_out, const AttentionGradient<T>& d_in, Workspace::Frame& frame)
-      : in_(in),
-        saved_(saved),
-        d_out_(d_out),
-        d_in_(d_in),
-        bound_(score.bind(in.query.cols())),
-        logits_(in, bound_),
-        delta_(frame.span<T>(in.query.rows())),
-        parameters_(frame.matrix<T>(in.query.rows(), Bound::parameters)),
-        tile_(frame, in.key.cols(), in.value.cols()) {}
-
-  void run(Score& grad) {
-    const Index m = in_.query.rows(), n = in_.key.rows();
-    for (Index i = 0; i < m; ++i) {
-      const T lse = d_out_.log_sum_exp.empty() ? T(0) : d_out_.log_sum_exp[std::size_t(i)];
-      delta_[std::size_t(i)] = simd::dot(d_out_.value.row(i), saved_.value.row(i)) - lse;
-      std::ranges::fill(parameters_.row(i), T(0));
-    }
-    for (Index j = 0; j < n; j += tile_keys) add_tile(j, std::min(tile_keys, n - j));
-    add_parameters(grad);
+  /// Elements first … last−1, in order: `accumulate(sums, i)`.
+  template <class Accumulate>
+  void add(Index first, Index last, Accumulate&& accumulate) {
+    sum_.add(first, last, [&](std::span<T>& sums, Index begin, Index end) {
+      for (Index i = begin; i < end; ++i) accumulate(sums, i);
+    });
+  }
+  /// total += the sums.
+  void add_to(std::span<T> total) {
+    std::span<T> sums;
+    sum_.total(sums);
+    for (Index p = 0; p < size_; ++p) total[std::size_t(p)] += sums[std::size_t(p)];
   }
 
  private:
+  struct Add {
+    Workspace::Frame* frame;
+    Index size;
+    void clear(std::span<T>& sums) const {
+      if (sums.data() == nullptr) sums = frame->template span<T>(size);
+      std::ranges::fill(sums, T(0));
+    }
+    void merge(std::span<T>& sums, const std::span<T>& right) const {
+      for (std::size_t p = 0; p < sums.size(); ++p) sums[p] += right[p];
+    }
+  };
+  Workspace::Frame* frame_;
+  Index size_;
+  std::array<OrderedSumSlot<std::span<T>>, 132> slots_{};  // enough for 2^63 rows
+  OrderedSum<std::span<T>, Add, std::span<OrderedSumSlot<std::span<T>>>> sum_;
+};
+
+/// Gradients of a softmax over scores, recomputed tile by tile. With P the weights, V' = lift(V), N = P V' and G the
+/// gradient that `project` sends back to N:
+///
+///     dV' = Pᵀ G,  dP = G V'ᵀ,  D_i = Σ_c G_ic N_ic,  dL = P ∘ (dP − D + d_lse),  dBias = dL,  dS = dL ∘ ∂L/∂(q·k)
+///     dQ = dS K,  dK = dSᵀ Q                                                                  (Dao 2022, appendix B)
+///
+/// and what arrives at the scalars of rows and at masses, which are further columns of these sums.
+template <class Score, class Mean, Storage S>
+class SoftmaxBackward {
+ public:
+  using T = ScalarOf<Score>;               ///< what it computes in
+  using B = simd::Batch<T>;                ///< register
+  using Bound = typename Score::Bound;     ///< the score for this width
+  using MeanBound = typename Mean::Bound;  ///< the mean for this width
+
+  SoftmaxBackward(const Score& score, const Mean& mean, const AttentionInput<T, S>& in, const SavedSoftmax<T>& saved,
+                  const Dropout<T>* dropout, const AttentionOutputGradient<T>& d_out, const AttentionGradient<T>& d_in,
+                  Workspace::Frame& frame)
+      : in_(in),
+        saved_(saved),
+        dropout_(dropout),
+        d_out_(d_out),
+        d_in_(d_in),
+        logits_(score, in, 0, in.query.rows(), frame),
+        values_(mean, in, frame),
+        score_parameters_(logits_.bound().parameter_count(Bound::parameters)),
+        parameters_(score_parameters_ + MeanBound::parameters),
+        g_(d_out.value),
+        row_sums_(parameters_, frame),
+        mean_sums_(parameters_, frame),
+        key_sums_(parameters_, frame),
+        total_(frame.template span<T>(parameters_)),
+        delta_(frame.template span<T>(in.query.rows())),
+        d_mass_(frame.template span<T>(MeanBound::has_mass ? in.query.rows() : 0)),
+        pair_parameters_(frame.template matrix<T>(in.query.rows(), Bound::parameters)),
+        d_query_scalars_(frame.template matrix<T>(in.query.rows(), Bound::query_scalars)) {
+    const Index d = in.key.cols(), v = in.value.cols();
+    if constexpr (MeanBound::lifts) g_ = frame.template matrix<T>(in.query.rows(), v);
+    tile_ = {frame.template matrix<T>(tile_rows, L::tile_dots),
+             frame.template matrix<T>(tile_rows, L::tile_dots),
+             frame.template matrix<T>(tile_rows, tile_keys),
+             frame.template matrix<T>(tile_rows, tile_keys),
+             frame.template span<T>(logits_.packed_size()),
+             frame.template span<T>(tile_keys * v),
+             frame.template matrix<T>(std::same_as<S, T> ? 0 : tile_keys, v),
+             frame.template matrix<T>(tile_keys, d),
+             frame.template matrix<T>(tile_keys, v),
+             frame.template matrix<T>(Bound::key_scalars, tile_keys),
+             frame.template span<T>(MeanBound::has_mass ? tile_keys : 0)};
+  }
+
+  void run(Score& grad, Mean& mean_grad) {
+    const Index m = in_.query.rows(), n = in_.key.rows();
+    begin_rows();
+    for (Index j = 0; j < n; j += tile_keys) add_tile(j, std::min(tile_keys, n - j));
+    end_rows();
+    if (parameters_ == 0 || m == 0) return;
+    std::ranges::fill(total_, T(0));
+    row_sums_.add_to(total_);
+    mean_sums_.add_to(total_);
+    key_sums_.add_to(total_);
+    if constexpr (requires { logits_.bound().add_parameters(total_, grad); })
+      logits_.bound().add_parameters(total_.first(std::size_t(score_parameters_)), grad);
+    if constexpr (MeanBound::parameters > 0)
+      values_.bound().add_parameters(total_.subspan(std::size_t(score_parameters_)), mean_grad);
+  }
+
+ private:
+  using L = Logits<Score, S>;
+
+  [[nodiscard]] std::span<T> of_score(std::span<T> sums) const { return sums.first(std::size_t(score_parameters_)); }
+  [[nodiscard]] std::span<T> of_mean(std::span<T> sums) const { return sums.subspan(std::size_t(score_parameters_)); }
+  [[nodiscard]] static std::span<T> wanted_row(MatrixView<T> gradient, Index i) {
+    return gradient.data() == nullptr ? std::span<T>() : gradient.row(i);
+  }
+
+  // G, D − d_lse and cleared accumulators.
+  void begin_rows() {
+    mean_sums_.add(0, in_.query.rows(), [&]([[maybe_unused]] std::span<T> sums, Index i) {
+      std::ranges::fill(pair_parameters_.row(i), T(0));
+      std::ranges::fill(d_query_scalars_.row(i), T(0));
+      T& delta = delta_[std::size_t(i)];
+      delta = d_out_.log_sum_exp.empty() ? T(0) : -d_out_.log_sum_exp[std::size_t(i)];
+      if constexpr (MeanBound::lifts) {
+        const std::span<T> g(const_cast<T*>(g_.row(i).data()), g_.row(i).size());
+        T mass = 0, d_mass = 0;
+        if constexpr (MeanBound::has_mass) mass = saved_.mass[i];
+        if (saved_.inverse_sum[i] == 0)
+          std::ranges::fill(g, T(0));
+        else
+          values_.bound().project_vjp(saved_.value.row(i), mass, d_out_.value.row(i), g, d_mass, of_mean(sums));
+        if constexpr (MeanBound::has_mass) {
+          d_mass_[std::size_t(i)] = d_mass;
+          delta += d_mass * mass;
+        }
+      }
+      delta += simd::dot(g_.row(i), saved_.value.row(i));
+    });
+  }
+
+  void end_rows() {
+    row_sums_.add(0, in_.query.rows(), [&]([[maybe_unused]] std::span<T> sums, Index i) {
+      for (Index p = 0; p < Bound::parameters; ++p) sums[std::size_t(p)] += pair_parameters_(i, p);
+      if (saved_.inverse_sum[i] == 0) return;  // saw no key
+      if constexpr (Bound::query_scalars > 0)
+        logits_.bound().query_row_vjp(in_.query.row(i), d_query_scalars_.row(i).data(), wanted_row(d_in_.query, i),
+                                      of_score(sums));
+    });
+  }
+
   void add_tile(Index begin, Index keys) {
     const Index m = in_.query.rows(), n = in_.key.rows();
-    const MatrixView<const T> key = in_.key.rows(begin, keys), value = in_.value.rows(begin, keys);
-    pack_keys(key, tile_.packed_keys.data());
+    const MatrixView<const T> value = values_.rows(begin, keys);
+    logits_.pack(begin, keys, tile_.packed_keys.data());
     pack_keys(value, tile_.packed_values.data());
+    const MatrixView<const T> key = logits_.key_rows(begin, keys);
     const MatrixView<T> d_key = tile_.d_key.rows(0, keys), d_value = tile_.d_value.rows(0, keys);
     for (Index j = 0; j < keys; ++j) {
       std::ranges::fill(d_key.row(j), T(0));
       std::ranges::fill(d_value.row(j), T(0));
     }
+    for (Index s = 0; s < Bound::key_scalars; ++s) std::ranges::fill(tile_.d_key_scalars.row(s), T(0));
+    std::ranges::fill(tile_.d_masses, T(0));
+    bool seen = false;
     for (Index i = 0; i < m; i += tile_rows) {
       const Index rows = std::min(tile_rows, m - i);
       const VisibleTile tile(in_.mask, i, i + rows, m, n);
       if (tile.misses(begin, begin + keys)) continue;
-      add_rows(i, rows, begin, keys, logits_.plain(tile, begin));
+      seen = true;
+      add_rows(i, rows, begin, keys, key, logits_.covered(tile, begin));
     }
-    const auto add = [&](MatrixView<T> to, MatrixView<T> from) {
-      if (to.data() == nullptr) return;
-      for (Index j = 0; j < keys; ++j) simd::axpy(T(1), std::span<const T>(from.row(j)), to.row(begin + j));
-    };
-    add(d_in_.key, d_key);
-    add(d_in_.value, d_value);
+    end_keys(begin, keys, key, seen);
   }
 
-  void add_rows(Index first, Index rows, Index begin, Index keys, bool plain) {
-    const MatrixView<const T> query = in_.query.rows(first, rows), g = d_out_.value.rows(first, rows);
-    multiply_keys(query, tile_.packed_keys.data(), tile_.dots.rows(0, rows));
-    multiply_keys(g, tile_.packed_values.data(), tile_.d_weights.rows(0, rows));
-    for (Index r = 0; r < rows; ++r) differentiate_row(first + r, begin, keys, plain, r);
+  void add_rows(Index first, Index rows, Index begin, Index keys, MatrixView<const T> key, bool covered) {
+    const MatrixView<const T> query = in_.query.rows(first, rows), g = g_.rows(first, rows);
+    logits_.multiply(first, tile_.packed_keys.data(), tile_.dots.rows(0, rows));
+    multiply_keys<T>(g, 0, g.cols(), tile_.packed_values.data(), tile_.d_weights.rows(0, rows));
+    for (Index r = 0; r < rows; ++r) differentiate_row(first + r, begin, keys, key, covered, r);
 
-    constexpr Index stride = tile_keys;
     const auto sees = [&](Index i, Index j) { return logits_.sees(first + i, begin + j); };
     const auto seen_by = [&](Index j, Index i) { return sees(i, j); };
-    // dV = Pᵀ G, dK = dSᵀ Q, dQ = dS K
-    if (d_in_.value.data() != nullptr)
-      add_seen_products<T>({tile_.weights.data(), 1, stride}, g, tile_.d_value.rows(0, keys), plain, seen_by);
-    if (d_in_.key.data() != nullptr)
-      add_seen_products<T>({tile_.d_dots.data(), 1, stride}, query, tile_.d_key.rows(0, keys), plain, seen_by);
-    if (d_in_.query.data() != nullptr)
-      add_seen_products<T>({tile_.d_dots.data(), stride, 1}, in_.key.rows(begin, keys), d_in_.query.rows(first, rows),
-                           plain, sees);
+    // dV' = Pᵀ G, dK = dSᵀ Q, dQ = dS K
+    if (d_in_.value.data() != nullptr || MeanBound::parameters > 0)
+      add_seen_products<T>({tile_.weights.data(), 1, tile_.weights.stride()}, g, tile_.d_value.rows(0, keys), covered,
+                           seen_by);
+    for (int p = 0; p < Bound::products; ++p) {
+      const Index c = logits_.bound().column(p),
+                  count = (p + 1 < Bound::products ? logits_.bound().column(p + 1) : query.cols()) - c;
+      const T* d_dots = tile_.d_dots.data() + p * tile_keys;
+      if (d_in_.key.data() != nullptr)
+        add_seen_products<T>({d_dots, 1, tile_.d_dots.stride()}, query.cols(c, count),
+                             tile_.d_key.rows(0, keys).cols(c, count), covered, seen_by);
+      if (d_in_.query.data() != nullptr)
+        add_seen_products<T>({d_dots, tile_.d_dots.stride(), 1}, key.cols(c, count),
+                             d_in_.query.rows(first, rows).cols(c, count), covered, sees);
+    }
   }
 
-  // Row r of the tile: weights from the saved reference and sum, then dL and dS.
-  void differentiate_row(Index i, Index begin, Index keys, bool plain, Index r) {
+  // Row r of the tile: weights from the saved reference and sum, then dL and the partials of the score.
+  void differentiate_row(Index i, Index begin, Index keys, MatrixView<const T> key, bool covered, Index r) {
     constexpr Index width = simd::lanes<T>;
-    constexpr T infinity = std::numeric_limits<T>::infinity();
-    B x[tile_vectors<T>];
-    const T* dots = tile_.dots.row(r).data();
-    logits_(i, begin, dots, plain, x);
     const T mu = saved_.reference[i];
-    const B reference(mu), inverse(saved_.inverse_sum[i]), delta(delta_[std::size_t(i)]), zero(T(0));
-    B d_parameters[std::size_t(Bound::parameters) + 1] = {};
-    for (Index v = 0; v < tile_vectors<T>; ++v) {
+    const B inverse(saved_.inverse_sum[i]), delta(delta_[std::size_t(i)]), zero(T(0));
+    B d_query[std::size_t(Bound::query_scalars) + 1] = {}, d_parameter[std::size_t(Bound::parameters) + 1] = {};
+    T factor[tile_keys];
+    if (dropout_ != nullptr) dropout_->factors(i, begin, factor);
+    RUVECTOR_UNROLL for (Index v = 0; v < tile_vectors<T>; ++v) {
       const Index at = v * width;
-      const simd::Mask<T> hidden = x[v] == B(-infinity);
-      const B term = mu == infinity ? simd::select(x[v] == B(infinity), B(T(1)), zero) : simd::exp(x[v] - reference);
-      const B weight = simd::select(hidden, zero, term * inverse);
-      const B d_weight = simd::load(tile_.d_weights.row(r).data() + at);
-      const B d_logit = simd::select(hidden, zero, weight * (d_weight - delta));
-      simd::store(tile_.weights.row(r).data() + at, weight);
-      // The products of a hidden key may be anything; its factor d_logit is 0.
-      const B dot = simd::select(hidden, zero, simd::load(dots + at));
-      const B d_dot = bound_.derivative(d_logit, dot, nullptr, nullptr, nullptr, nullptr, d_parameters);
-      simd::store(tile_.d_dots.row(r).data() + at, d_dot);
+      simd::Mask<T> visible{};
+      if (!covered) visible = logits_.seen(i, begin, v);
+      const auto pair =
+          logits_.pairs(i, begin, v, tile_.dots.row(r).data(), tile_.packed_keys.data(), covered ? nullptr : &visible);
+      B weight = term(pair, i, begin, v, mu, covered ? nullptr : &visible) * inverse;
+      B d_weight = simd::load(tile_.d_weights.row(r).data() + at);
+      if constexpr (MeanBound::has_mass)
+        d_weight = simd::fma(B(d_mass_[std::size_t(i)]), simd::load(values_.masses() + at), d_weight);
+      B kept = weight;
+      if (dropout_ != nullptr) {
+        kept = weight * simd::load(factor + at);
+        d_weight = d_weight * simd::load(factor + at);
+      }
+      B d_logit = weight * (d_weight - delta);
+      if (!covered) d_logit = simd::select(visible, d_logit, zero);
+      simd::store(tile_.weights.row(r).data() + at, kept);
+      if constexpr (MeanBound::has_mass) {
+        T* d_mass = tile_.d_masses.data() + at;
+        simd::store(d_mass, simd::fma(kept, B(d_mass_[std::size_t(i)]), simd::load(d_mass)));
+      }
+
+      PairDerivative<Bound, T> d;
+      logits_.bound().derivative(d_logit, pair.z, pair.query, pair.key, d);
+      if constexpr (Bound::guarded) {
+        if (simd::any(pair.near)) [[unlikely]]
+          differentiate_near(pair, d, i, begin + at, at, key);
+        logits_.bound().measure_vjp(dot(r, at), pair.query, pair.key, d);
+      }
+      for (int p = 0; p < Bound::products; ++p)
+        simd::store(tile_.d_dots.row(r).data() + p * tile_keys + at, hide(covered, visible, d.z[p]));
+      for (Index s = 0; s < Bound::query_scalars; ++s) d_query[s] += hide(covered, visible, d.query[s]);
+      for (Index p = 0; p < Bound::parameters; ++p) d_parameter[p] += hide(covered, visible, d.parameter[p]);
+      for (Index s = 0; s < Bound::key_scalars; ++s) {
+        T* d_key = tile_.d_key_scalars.row(s).data() + at;
+        simd::store(d_key, simd::load(d_key) + hide(covered, visible, d.key[s]));
+      }
       if (d_in_.bias.data() != nullptr && at < keys) {
         T* bias = d_in_.bias.data() + (d_in_.bias.rows() == 1 ? 0 : i * d_in_.bias.stride()) + begin + at;
         const Index count = std::min(width, keys - at);
         simd::store_partial(bias, count, simd::load_partial(bias, count) + d_logit);
       }
     }
-    for (Index p = 0; p < Bound::parameters; ++p) parameters_(i, p) += simd::reduce_add(d_parameters[p]);
+    for (Index s = 0; s < Bound::query_scalars; ++s) d_query_scalars_(i, s) += simd::reduce_add(d_query[s]);
+    for (Index p = 0; p < Bound::parameters; ++p) pair_parameters_(i, p) += simd::reduce_add(d_parameter[p]);
   }
 
-  // The sum over rows in blocks of 256 and the fixed tree.
-  void add_parameters(Score& grad) {
-    if constexpr (Bound::parameters > 0) {
-      using Sums = std::array<T, std::size_t(Bound::parameters)>;
-      struct Add {
-        void clear(Sums& sums) const { sums.fill(T(0)); }
-        void merge(Sums& sums, const Sums& right) const {
-          for (std::size_t p = 0; p < sums.size(); ++p) sums[p] += right[p];
+  // What the products of a hidden key say may be anything.
+  [[nodiscard]] static B hide(bool covered, simd::Mask<T> visible, B x) {
+    return covered ? x : simd::select(visible, x, B(T(0)));
+  }
+  [[nodiscard]] B dot(Index r, Index at) const {
+    return simd::load(tile_.dots.row(r).data() + (Bound::products - 1) * tile_keys + at);
+  }
+
+  // e^(x−μ), 0 for hidden keys.
+  [[nodiscard]] B term(const Pairs<Bound, T>& pair, Index i, Index begin, Index v, T mu,
+                       const simd::Mask<T>* visible) const {
+    const Bound& bound = logits_.bound();
+    constexpr T infinity = std::numeric_limits<T>::infinity();
+    const B zero(T(0));
+    if constexpr (L::has_rank) {
+      if (logits_.ranked() && std::fabs(mu) < huge_logit<T>) {
+        const B weight = bound.rank_weight(bound.rank(pair.z, pair.query, pair.key), B(bound.rank_reference(mu)));
+        return visible == nullptr ? weight : simd::select(*visible, weight, zero);
+      }
+    }
+    B x = bound.logit(pair.z, pair.query, pair.key);
+    if (!logits_.unbiased()) x = logits_.biased(i, begin, v, x);
+    const B weight = mu == infinity ? simd::select(x == B(infinity), B(T(1)), zero) : simd::exp(x - B(mu));
+    return visible == nullptr ? weight : simd::select(*visible, weight, zero);
+  }
+
+  // The near ones of the keys j …, rows `at` … of the tile, pair by pair.
+  [[gnu::noinline]] void differentiate_near(const Pairs<Bound, T>& pair, PairDerivative<Bound, T>& d, Index i, Index j,
+                                            Index at, MatrixView<const T> key) {
+    constexpr int last = Bound::products - 1;
+    T d_z[simd::lanes<T>];
+    simd::store(d_z, d.z[last]);
+    for (std::uint32_t near = simd::lane_bits(pair.near); near != 0; near &= near - 1) {
+      const Index lane = std::countr_zero(near);
+      (void)j;
+      logits_.bound().exact_vjp(in_.query.row(i), key.row(at + lane), d_z[lane], wanted_row(d_in_.query, i),
+                                tile_.d_key.row(at + lane), pair_parameters_.row(i));
+    }
+    d.z[last] = simd::select(pair.near, B(T(0)), d.z[last]);
+  }
+
+  void end_keys(Index begin, Index keys, MatrixView<const T> key, bool seen) {
+    key_sums_.add(begin, begin + keys, [&]([[maybe_unused]] std::span<T> sums, Index j) {
+      if (!seen) return;
+      const Index k = j - begin;
+      const std::span<T> d_key = tile_.d_key.row(k);
+      if constexpr (Bound::key_scalars > 0) {
+        T d_scalars[std::size_t(Bound::key_scalars)];
+        bool any = false;
+        for (Index s = 0; s < Bound::key_scalars; ++s) {
+          d_scalars[s] = tile_.d_key_scalars(s, k);
+          any = any || d_scalars[s] != 0;
         }
-      };
-      std::array<OrderedSumSlot<Sums>, 132> slots{};  // enough for 2^63 rows
-      OrderedSum<Sums, Add, std::span<OrderedSumSlot<Sums>>> sum(Add{}, row_leaf, slots);
-      sum.add(0, in_.query.rows(), [&](Sums& sums, Index first, Index last) {
-        for (Index i = first; i < last; ++i)
-          for (Index p = 0; p < Bound::parameters; ++p) sums[std::size_t(p)] += parameters_(i, p);
-      });
-      Sums total;
-      sum.total(total);
-      bound_.add_parameters(total, grad);
+        if (any) logits_.bound().key_row_vjp(key.row(k), d_scalars, d_key, of_score(sums));
+      }
+      if (d_in_.key.data() != nullptr) simd::axpy(T(1), std::span<const T>(d_key), d_in_.key.row(j));
+      add_value(j, k, sums);
+    });
+  }
+
+  void add_value(Index j, Index k, [[maybe_unused]] std::span<T> sums) {
+    const std::span<const T> d_value = tile_.d_value.row(k);
+    if constexpr (MeanBound::lifts) {
+      T d_mass = 0;
+      if constexpr (MeanBound::has_mass) d_mass = tile_.d_masses[std::size_t(k)];
+      if (d_mass == 0 && std::ranges::all_of(d_value, [](T x) { return x == 0; })) return;  // hidden: may be anything
+      const std::span<const T> raw = read_rows<T, S>(in_.value, in_.value_scale, j, 1, tile_.raw_values).row(0);
+      values_.bound().lift_vjp(raw, d_value, d_mass, wanted_row(d_in_.value, j), of_mean(sums));
+    } else {
+      if (d_in_.value.data() != nullptr) simd::axpy(T(1), d_value, d_in_.value.row(j));
     }
   }
 
-  const AttentionInput<T>& in_;
+  const AttentionInput<T, S>& in_;
   const SavedSoftmax<T>& saved_;
+  const Dropout<T>* dropout_;
   const AttentionOutputGradient<T>& d_out_;
   const AttentionGradient<T>& d_in_;
-  const Bound bound_;
-  const TileLogits<T, Bound> logits_;
-  std::span<T> delta_;        // D − d_lse
-  MatrixView<T> parameters_;  // [m×parameters]
+  const L logits_;
+  const Values<Mean, S> values_;
+  const Index score_parameters_, parameters_;
+  MatrixView<const T> g_;  // [m×v], the gradient by N
+  ParameterSums<T> row_sums_, mean_sums_, key_sums_;
+  std::span<T> total_;
+  std::span<T> delta_;             // [m], D − d_lse
+  std::span<T> d_mass_;            // [m]
+  MatrixView<T> pair_parameters_;  // [m×parameters]
+  MatrixView<T> d_query_scalars_;  // [m×query_scalars]
   BackwardTile<T> tile_;
 };
 
 /// Adds the gradients of `Tiled` and `Dense`.
-template <class Score>
-void softmax_backward(const Score& score, const AttentionInput<ScalarOf<Score>>& in,
-                      const SavedSoftmax<ScalarOf<Score>>& saved, const AttentionOutputGradient<ScalarOf<Score>>& d_out,
-                      const AttentionGradient<ScalarOf<Score>>& d_in, Score& grad, Workspace& ws) {
+template <class Score, class Mean, Storage S>
+void softmax_backward(const Score& score, const Mean& mean, ScalarOf<Score> dropout,
+                      const AttentionInput<ScalarOf<Score>, S>& in, const SavedSoftmax<ScalarOf<Score>>& saved,
+                      const AttentionOutputGradient<ScalarOf<Score>>& d_out,
+                      const AttentionGradient<ScalarOf<Score>>& d_in, Score& grad, Mean& mean_grad, Workspace& ws) {
+  using T = ScalarOf<Score>;
   check_input(in);
   check_gradient(in, d_out, d_in, in.value.cols());
   check_size("attention: saved output", saved.value.view(), in.query.rows(), in.value.cols());
+  const Dropout<T> dropped{saved.dropout, dropout};
   auto frame = ws.frame();
-  SoftmaxBackward<Score>(score, in, saved, d_out, d_in, frame).run(grad);
+  SoftmaxBackward<Score, Mean, S>(score, mean, in, saved, dropout > 0 ? &dropped : nullptr, d_out, d_in, frame)
+      .run(grad, mean_grad);
 }
 
 }  // namespace ruvector::inline RUVECTOR_ABI::attention::detail

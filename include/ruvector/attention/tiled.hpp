@@ -1,18 +1,20 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include "ruvector/attention/logits.hpp"
-#include "ruvector/attention/softmax_backward.hpp"
+#include "ruvector/attention/means.hpp"
+#include "ruvector/attention/scores.hpp"
+#include "ruvector/attention/softmax.hpp"
+#include "ruvector/attention/softmax_attention.hpp"
 #include "ruvector/attention/types.hpp"
-#include "ruvector/core/matrix.hpp"
+#include "ruvector/attention/values.hpp"
 #include "ruvector/core/ordered_sum.hpp"
 #include "ruvector/core/workspace.hpp"
 #include "ruvector/simd/dot.hpp"
 #include "ruvector/simd/gemm.hpp"
-#include "ruvector/simd/math.hpp"
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <limits>
 #include <span>
 
@@ -20,98 +22,95 @@ namespace ruvector::inline RUVECTOR_ABI::attention {
 
 namespace detail {
 
-/// Queries that share one packing of the keys.
-inline constexpr Index block_rows = 384;
-/// Keys packed at a time.
-inline constexpr Index packed_keys = 512;
+/// Adds keys begin … end−1, of one leaf, to the state of a block of queries first … first+rows−1.
+template <class Score, class Mean, Storage S>
+class BlockForward {
+ public:
+  using T = ScalarOf<Score>;  ///< what it computes in
 
-/// eˣ, the same as in the tiles.
-template <Real T>
-[[nodiscard]] T exp_of(T x) {
-  return simd::reduce_max(simd::exp(simd::Batch<T>(x)));
-}
+  BlockForward(const Score& score, const Mean& mean, const AttentionInput<T, S>& in, Index first, Index rows,
+               const Dropout<T>* dropout, Workspace::Frame& frame)
+      : in_(in),
+        first_(first),
+        rows_(rows),
+        dropout_(dropout),
+        logits_(score, in, first, rows, frame),
+        values_(mean, in, frame),
+        packed_(frame.template span<T>(packed_keys / tile_keys * logits_.packed_size())),
+        dots_(frame.template matrix<T>(tile_rows, decltype(logits_)::tile_dots)) {}
 
-/// The softmax of a block of queries over some keys, not yet divided by its sum. The reference μ keeps the terms in
-/// range.
-template <Real T>
-struct BlockState {
-  std::span<T> reference;  ///< [rows], μ; −∞ while no key was seen
-  std::span<T> sum;        ///< [rows×lanes], Σ e^(x−μ) by lanes
-  MatrixView<T> value;     ///< [rows×v], Σ e^(x−μ) v
+  [[nodiscard]] const Logits<Score, S>& logits() const { return logits_; }
+  [[nodiscard]] const Values<Mean, S>& values() const { return values_; }
 
-  [[nodiscard]] T& mu(Index i) const { return reference[std::size_t(i)]; }
-  [[nodiscard]] T* sum_row(Index i) const { return sum.data() + i * simd::lanes<T>; }
-  /// Multiplies the sums of row i.
-  void rescale(Index i, T factor) const {
-    simd::scale(factor, sum_row(i), simd::lanes<T>);
-    simd::scale(factor, value.row(i));
-  }
-};
-
-/// How the states of disjoint sets of keys are added; see core/ordered_sum.hpp.
-template <Real T>
-struct BlockMonoid {
-  Workspace::Frame& frame;
-  Index rows, value_dim;
-
-  void clear(BlockState<T>& state) const {
-    if (state.reference.empty()) {
-      state.reference = frame.span<T>(rows);
-      state.sum = frame.span<T>(rows * simd::lanes<T>);
-      state.value = frame.matrix<T>(rows, value_dim);
-    }
-    std::ranges::fill(state.reference, -std::numeric_limits<T>::infinity());
-    std::ranges::fill(state.sum, T(0));
-    for (Index i = 0; i < rows; ++i) std::ranges::fill(state.value.row(i), T(0));
-  }
-
-  void merge(BlockState<T>& left, const BlockState<T>& right) const {
-    constexpr T infinity = std::numeric_limits<T>::infinity();
-    for (Index i = 0; i < rows; ++i) {
-      const bool unseen = right.mu(i) == -infinity && simd::reduce_add(simd::load(right.sum_row(i))) == 0;  // not NaN
-      if (unseen) continue;
-      const T top = std::max(left.mu(i), right.mu(i));
-      const T mine = left.mu(i) == top ? T(1) : exp_of(left.mu(i) - top);
-      const T its = right.mu(i) == top ? T(1) : exp_of(right.mu(i) - top);
-      left.rescale(i, mine);
-      simd::axpy(its, right.sum_row(i), left.sum_row(i), simd::lanes<T>);
-      simd::axpy(its, std::span<const T>(right.value.row(i)), left.value.row(i));
-      left.mu(i) = top;
+  void add(Index begin, Index end, const BlockState<T>& state) const {
+    const Index m = in_.query.rows(), n = in_.key.rows();
+    const VisibleTile block(in_.mask, first_, first_ + rows_, m, n);
+    for (Index chunk = begin; chunk < end; chunk += packed_keys) {
+      const Index chunk_end = std::min(end, chunk + packed_keys);
+      for (Index j = chunk; j < chunk_end; j += tile_keys)
+        if (!block.misses(j, j + tile_keys)) logits_.pack(j, std::min(tile_keys, chunk_end - j), packed(j - chunk));
+      for (Index j = chunk; j < chunk_end; j += tile_keys)
+        if (!block.misses(j, std::min(j + tile_keys, chunk_end)))
+          add_tile(j, std::min(tile_keys, chunk_end - j), packed(j - chunk), state);
     }
   }
+
+ private:
+  [[nodiscard]] T* packed(Index key) const { return packed_.data() + key / tile_keys * logits_.packed_size(); }
+
+  void add_tile(Index begin, Index keys, const T* packed, const BlockState<T>& state) const {
+    const Index m = in_.query.rows(), n = in_.key.rows();
+    const MatrixView<const T> values = values_.rows(begin, keys);
+    const T* masses = values_.masses();
+    for (Index r = 0; r < rows_; r += tile_rows) {
+      const Index rows = std::min(tile_rows, rows_ - r), i = first_ + r;
+      const VisibleTile tile(in_.mask, i, i + rows, m, n);
+      if (tile.misses(begin, begin + keys)) continue;
+      const bool covered = logits_.covered(tile, begin);
+      logits_.multiply(i, packed, dots_.rows(0, rows));
+      for (Index k = 0; k < rows; ++k)
+        weigh_row(logits_, i + k, begin, covered, dots_.row(k).data(), packed, masses, state, r + k, dropout_);
+      add_seen_products<T>({dots_.data(), dots_.stride(), 1}, values, state.value.rows(r, rows), covered,
+                           [&](Index row, Index key) { return logits_.sees(i + row, begin + key); });
+    }
+  }
+
+  const AttentionInput<T, S>& in_;
+  Index first_, rows_;
+  const Dropout<T>* dropout_;
+  Logits<Score, S> logits_;
+  Values<Mean, S> values_;
+  std::span<T> packed_;
+  MatrixView<T> dots_;
 };
 
-/// Turns the products of row i with a tile of keys into weights e^(x−μ), in place, and adds them to the state's sum.
-template <Real T, class Bound>
-void weigh_row(const TileLogits<T, Bound>& logits, Index query, Index begin, bool plain, T* dots,
-               const BlockState<T>& state, Index i) {
-  using B = simd::Batch<T>;
-  constexpr T infinity = std::numeric_limits<T>::infinity();
-  // The reference moves only if a logit exceeds it by more: terms stay below e⁵, and moving is rare.
-  constexpr T margin = T(5);
-  constexpr Index width = simd::lanes<T>;
-  B x[tile_vectors<T>];
-  logits(query, begin, dots, plain, x);
-  B top = x[0];
-  RUVECTOR_UNROLL for (Index v = 1; v < tile_vectors<T>; ++v) top = simd::max(top, x[v]);
-  if (simd::any(top > B(state.mu(i) + margin))) [[unlikely]] {
-    const T highest = simd::reduce_max(top);
-    state.rescale(i, exp_of(state.mu(i) - highest));
-    state.mu(i) = highest;
+/// Writes what is wanted of the rows first … of an output from their state, and what backward needs.
+template <class Mean, Real T>
+void write_block(const typename Mean::Bound& mean, const BlockState<T>& state, Index first, Index rows,
+                 const AttentionOutput<T>& out, SavedSoftmax<T>* saved, std::span<T> row) {
+  for (Index r = 0; r < rows; ++r) {
+    const Index i = first + r;
+    const T sum = state.value.data() == nullptr ? T(0) : simd::reduce_add(simd::load(state.sum_row(r)));
+    const bool blind = sum == 0;  // no key seen: zeros
+    const T mass = blind || !Mean::Bound::has_mass ? T(0) : simd::reduce_add(simd::load(state.mass_row(r))) / sum;
+    for (std::size_t c = 0; c < row.size(); ++c) row[c] = blind ? T(0) : state.value.row(r)[c] / sum;
+    if (!out.log_sum_exp.empty())
+      out.log_sum_exp[std::size_t(i)] = blind ? -std::numeric_limits<T>::infinity() : state.mu(r) + std::log(sum);
+    if (saved != nullptr) {
+      saved->reference[i] = blind ? T(0) : state.mu(r);
+      saved->inverse_sum[i] = blind ? T(0) : T(1) / sum;
+      if constexpr (Mean::Bound::has_mass) saved->mass[i] = mass;
+      std::ranges::copy(row, saved->value.row(i).begin());
+    }
+    if (out.value.data() == nullptr) continue;
+    if constexpr (Mean::Bound::lifts) {
+      if (!blind) {
+        mean.project(row, mass, out.value.row(i));
+        continue;
+      }
+    }
+    std::ranges::copy(row, out.value.row(i).begin());
   }
-  B sum = simd::load(state.sum_row(i));
-  if (state.mu(i) == infinity) [[unlikely]] {  // ∞ − ∞: all weight on the keys that are +∞
-    for (Index v = 0; v < tile_vectors<T>; ++v)
-      x[v] = simd::select(x[v] < B(infinity), B(T(0)), simd::select(simd::isnan(x[v]), x[v], B(T(1))));
-  } else {
-    const B reference(state.mu(i) == -infinity ? T(0) : state.mu(i));  // −∞ − −∞: no key seen, weights 0
-    RUVECTOR_UNROLL for (Index v = 0; v < tile_vectors<T>; ++v) x[v] = simd::exp(x[v] - reference);
-  }
-  RUVECTOR_UNROLL for (Index v = 0; v < tile_vectors<T>; ++v) {
-    sum += x[v];
-    simd::store(dots + v * width, x[v]);
-  }
-  simd::store(state.sum_row(i), sum);
 }
 
 }  // namespace detail
@@ -121,117 +120,79 @@ void weigh_row(const TileLogits<T, Bound>& logits, Index query, Index begin, boo
 ///
 /// A row depends on that row alone, bit for bit: its keys are taken in tiles and leaves of 4096 by absolute index,
 /// whatever rows stand beside it.
-template <class Score>
-class Tiled {
+template <Score S, Mean M = WeightedSum<ScalarOf<S>>>
+class Tiled : public SoftmaxAttention<S, M> {
+  using Base = SoftmaxAttention<S, M>;
+
  public:
-  using Scalar = ScalarOf<Score>;  ///< what it computes in
-  using T = Scalar;                ///< short
+  using T = ScalarOf<S>;  ///< what it computes in
+  using Base::Base;
+  using typename Base::Prepared;
+  using typename Base::Saved;
 
-  Score score;  ///< how a query is scored against a key
-
-  /// Columns of the output for values of this width.
-  [[nodiscard]] Index output_dim(Index value_dim) const { return value_dim; }
-
-  /// What `backward` needs of a forward pass; owned by the caller and reused.
-  using Saved = detail::SavedSoftmax<T>;
-
-  /// Writes what is wanted of `out`. O(m n (d + v)). Throws ShapeError and ConfigError before anything is written.
-  void forward(const AttentionInput<T>& in, const AttentionOutput<T>& out, Workspace& ws) const {
-    run(in, out, nullptr, ws);
+  /// Writes what is wanted of `out`. O(m n (d + v)); weights cost another m n d. Throws ShapeError and ConfigError
+  /// before anything is written.
+  template <Storage Stored = T>
+  void forward(const AttentionInput<T, Stored>& in, const AttentionOutput<T>& out, Workspace& ws) const {
+    run(in, out, nullptr, nullptr, ws);
   }
 
-  /// The same in training: also keeps in `saved` what `backward` needs, m (v + 2) numbers.
-  void forward(const AttentionInput<T>& in, const AttentionOutput<T>& out, Saved& saved, Workspace& ws) const {
-    saved.resize(in.query.rows(), output_dim(in.value.cols()));
-    run(in, out, &saved, ws);
+  /// The same in training: drops weights, and keeps in `saved` what `backward` needs, m (v + 2) numbers.
+  template <Storage Stored = T>
+  void forward(const AttentionInput<T, Stored>& in, const AttentionOutput<T>& out, Saved& saved, Workspace& ws) const {
+    saved.resize(in.query.rows(), in.value.cols(), M::Bound::has_mass);
+    const detail::Dropout<T> dropped = this->draw(saved);
+    run(in, out, &saved, dropped.probability > 0 ? &dropped : nullptr, ws);
   }
 
-  /// Adds the gradients by query, key, value and bias to `d_in`, those by the score's parameters to `grad`. Recomputes
-  /// the weights tile by tile: 5 products of m×n×d. Throws ShapeError before anything is added.
-  void backward(const AttentionInput<T>& in, const Saved& saved, const AttentionOutputGradient<T>& d_out,
-                const AttentionGradient<T>& d_in, Tiled& grad, Workspace& ws) const {
-    detail::softmax_backward(score, in, saved, d_out, d_in, grad.score, ws);
-  }
-
-  /// Names the score's parameters.
-  template <class Visit, class... Self>
-  static void parameters(Visit&& visit, Self&... self) {
-    visit("score", self.score...);
+  /// Over prepared keys; see PreparedAttention.
+  void forward(const PreparedInput<T>& in, const Prepared& prepared, const AttentionOutput<T>& out,
+               Workspace& ws) const {
+    forward(Base::with_keys(in, prepared), out, ws);
   }
 
  private:
-  using Bound = typename Score::Bound;
   using State = detail::BlockState<T>;
 
-  void run(const AttentionInput<T>& in, const AttentionOutput<T>& out, Saved* saved, Workspace& ws) const {
+  template <Storage Stored>
+  void run(const AttentionInput<T, Stored>& in, const AttentionOutput<T>& out, Saved* saved,
+           const detail::Dropout<T>* dropped, Workspace& ws) const {
     check_input(in);
-    check_output(in, out, output_dim(in.value.cols()));
+    check_output(in, out, this->output_dim(in.value.cols()));
     for (Index i = 0; i < in.query.rows(); i += detail::block_rows)
-      run_block(in, out, i, std::min(detail::block_rows, in.query.rows() - i), saved, ws);
+      run_block(in, out, i, std::min(detail::block_rows, in.query.rows() - i), saved, dropped, ws);
   }
 
-  void run_block(const AttentionInput<T>& in, const AttentionOutput<T>& out, Index first, Index rows, Saved* saved,
-                 Workspace& ws) const {
-    const Bound bound = score.bind(in.query.cols());
-    const detail::TileLogits<T, Bound> logits(in, bound);
-    const Index n = in.key.rows(), value_dim = in.value.cols();
+  template <Storage Stored>
+  void run_block(const AttentionInput<T, Stored>& in, const AttentionOutput<T>& out, Index first, Index rows,
+                 Saved* saved, const detail::Dropout<T>* dropped, Workspace& ws) const {
     auto frame = ws.frame();
-    const detail::BlockMonoid<T> monoid{frame, rows, value_dim};
+    const detail::BlockForward<S, M, Stored> block(this->score, this->mean, in, first, rows, dropped, frame);
+    const detail::BlockMonoid<T> monoid{frame, rows, in.value.cols(), M::Bound::has_mass};
     std::array<OrderedSumSlot<State>, 132> slots{};  // enough for 2^63 keys
     OrderedSum<State, detail::BlockMonoid<T>, std::span<OrderedSumSlot<State>>> sum(monoid, key_leaf, slots);
-    const std::span<T> packed = frame.template span<T>(detail::packed_keys * in.key.cols());
-    const MatrixView<T> weights = frame.template matrix<T>(detail::tile_rows, detail::tile_keys);
-    sum.add(0, n, [&](State& state, Index begin, Index end) {
-      for (Index j = begin; j < end; j += detail::packed_keys)
-        add_keys(in, logits, first, rows, j, std::min(detail::packed_keys, end - j), packed, weights, state);
-    });
+    sum.add(0, in.key.rows(), [&](State& state, Index begin, Index end) { block.add(begin, end, state); });
     State total;
     sum.total(total);
-    write(out, first, rows, total, saved);
+    detail::write_block<M>(block.values().bound(), total, first, rows, out, saved,
+                           frame.template span<T>(in.value.cols()));
+    if (out.weights.data() != nullptr) write_weights(in, out.weights, block.logits(), total, first, rows, frame);
   }
 
-  // Keys begin … begin + count − 1 for a block of rows.
-  static void add_keys(const AttentionInput<T>& in, const detail::TileLogits<T, Bound>& logits, Index first, Index rows,
-                       Index begin, Index count, std::span<T> packed, MatrixView<T> weights, const State& state) {
-    const Index m = in.query.rows(), n = in.key.rows(), d = in.key.cols();
-    const detail::VisibleTile block(in.mask, first, first + rows, m, n);
-    for (Index j = 0; j < count; j += detail::tile_keys)
-      if (!block.misses(begin + j, begin + j + detail::tile_keys))
-        detail::pack_keys(in.key.rows(begin + j, std::min(detail::tile_keys, count - j)), packed.data() + j * d);
-    for (Index j = 0; j < count; j += detail::tile_keys) {
-      const Index keys = std::min(detail::tile_keys, count - j);
-      if (block.misses(begin + j, begin + j + keys)) continue;
-      const MatrixView<const T> values = in.value.rows(begin + j, keys);
-      for (Index i = 0; i < rows; i += detail::tile_rows) {
-        const Index tile_rows = std::min(detail::tile_rows, rows - i);
-        const detail::VisibleTile tile(in.mask, first + i, first + i + tile_rows, m, n);
-        if (tile.misses(begin + j, begin + j + keys)) continue;
-        const bool plain = logits.plain(tile, begin + j);
-        detail::multiply_keys(in.query.rows(first + i, tile_rows), packed.data() + j * d, weights.rows(0, tile_rows));
-        for (Index r = 0; r < tile_rows; ++r)
-          detail::weigh_row(logits, first + i + r, begin + j, plain, weights.row(r).data(), state, i + r);
-        detail::add_seen_products<T>({weights.data(), weights.stride(), 1}, values, state.value.rows(i, tile_rows),
-                                     plain,
-                                     [&](Index r, Index key) { return logits.sees(first + i + r, begin + j + key); });
-      }
-    }
-  }
-
-  static void write(const AttentionOutput<T>& out, Index first, Index rows, const State& state, Saved* saved) {
-    for (Index i = 0; i < rows; ++i) {
-      const T sum = state.reference.empty() ? T(0) : simd::reduce_add(simd::load(state.sum_row(i)));
-      const T inverse = sum == 0 ? T(0) : T(1) / sum;  // no key seen: zeros
-      const auto value = [&](std::size_t c) { return sum == 0 ? T(0) : state.value.row(i)[c] / sum; };
-      if (!out.log_sum_exp.empty())
-        out.log_sum_exp[std::size_t(first + i)] =
-            sum == 0 ? -std::numeric_limits<T>::infinity() : state.mu(i) + std::log(sum);
-      if (out.value.data() != nullptr)
-        for (std::size_t c = 0; c < out.value.row(first + i).size(); ++c) out.value.row(first + i)[c] = value(c);
-      if (saved == nullptr) continue;
-      saved->reference[first + i] = sum == 0 ? T(0) : state.mu(i);
-      saved->inverse_sum[first + i] = inverse;
-      for (Index c = 0; c < saved->value.cols(); ++c) saved->value(first + i, c) = value(std::size_t(c));
-    }
+  // A second pass: the sums must be known.
+  template <Storage Stored>
+  static void write_weights(const AttentionInput<T, Stored>& in, MatrixView<T> weights,
+                            const detail::Logits<S, Stored>& logits, const State& state, Index first, Index rows,
+                            Workspace::Frame& frame) {
+    detail::for_each_row_of_tiles(logits, in, first, rows, frame,
+                                  [&](Index i, Index begin, const T* dots, const T* packed, bool covered) {
+                                    simd::Batch<T> x[detail::tile_vectors<T>];
+                                    const T sum = simd::reduce_add(simd::load(state.sum_row(i - first)));
+                                    const simd::Batch<T> inverse(sum == 0 ? T(0) : T(1) / sum);
+                                    detail::weigh_tile(logits, i, begin, dots, packed, covered, state.mu(i - first), x);
+                                    for (auto& weight : x) weight = weight * inverse;
+                                    detail::store_tile<T>(x, begin, weights.row(i));
+                                  });
   }
 };
 
