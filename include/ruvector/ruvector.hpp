@@ -8,6 +8,7 @@
 #include "ruvector/attention/dense.hpp"
 #include "ruvector/attention/flash.hpp"
 #include "ruvector/attention/key_value_cache.hpp"
+#include "ruvector/attention/linear_attention.hpp"
 #include "ruvector/attention/logits.hpp"
 #include "ruvector/attention/mask.hpp"
 #include "ruvector/attention/means.hpp"
