@@ -427,6 +427,27 @@ TEST_CASE("linear attention: what sums over all keys cannot express is refused",
   refused({.mask = {.window_right = 3}});
 }
 
+TEST_CASE("linear attention: a factor that all keys share changes no bit", "[linear]") {
+  // φ(k + c) = e^c φ(k): far out of the range of doubles, but for the log scale.
+  LinearAttention<Exponentials<double>> backend{{Vector<double>(favor_dim, 1.0)}, 0};
+  Rng rng(218);
+  Workspace ws;
+  laws::Problem<double> problem({.queries = 200, .keys = 200, .dim = favor_dim, .mask = {.causal = true}}, rng);
+  for (double& x : problem.key.span()) x = std::round(x * 0x1p20) * 0x1p-20;  // so that + c is exact
+  laws::Problem<double> shifted = problem;
+  for (double& x : shifted.key.span()) x += 1024;
+  const auto gradient = [&](const AttentionInput<double>& in) {
+    Matrix<double> value(200, 3), d(600, favor_dim), d_value(200, 3);
+    LinearAttention<Exponentials<double>>::Saved saved;
+    auto grad = zeros_like(backend);
+    backend.forward(in, {.value = value}, saved, ws);
+    backend.backward(in, saved, {.value = value}, {d.view().rows(0, 200), d.view().rows(200, 200), d_value}, grad, ws);
+    return std::array{value, d, d_value};
+  };
+  const auto here = gradient(problem.input()), there = gradient(shifted.input());
+  for (std::size_t k = 0; k < 3; ++k) CHECK(support::same_bits(here[k].span(), there[k].span()));
+}
+
 TEST_CASE("linear attention: FAVOR+ approaches the softmax kernel as 1/sqrt(features)", "[linear]") {
   Rng rng(217);
   Workspace ws;

@@ -42,12 +42,6 @@ template <Real T>
   return x == top ? T(1) : simd::reduce_max(simd::exp(simd::Batch<T>(x - top)));
 }
 
-/// The larger one, where NaN does not count: it spoils sums by itself.
-template <Real T>
-[[nodiscard]] T larger(T a, T b) {
-  return b > a ? b : a;
-}
-
 /// Σ over some keys, times e^−reference: with Products = MatrixView and Features = std::span in scratch memory.
 template <Real T, class Products = MatrixView<T>, class Features = std::span<T>>
 struct FeatureSum {
@@ -82,7 +76,7 @@ struct FeatureSumMonoid {
   }
   template <class Sum>
   void merge(Sum& left, const Sum& right) const {
-    const auto top = larger(left.reference, right.reference);
+    const auto top = std::max(left.reference, right.reference);
     const auto its = exp_difference(right.reference, top);
     left.rescale(exp_difference(left.reference, top));
     simd::axpy(its, right.products.data(), left.products.data(), right.products.size());
@@ -127,8 +121,8 @@ inline constexpr T hidden_scale = -std::numeric_limits<T>::infinity();
 /// sum += the keys. Brings keys.phi to the scale of the sum.
 template <Real T, class Sum>
 void add_keys(Sum& sum, const KeyFeatures<T>& keys, Workspace& ws) {
-  T top = sum.reference;
-  for (Index j = 0; j < keys.phi.rows(); ++j) top = larger(top, keys.log_scale[std::size_t(j)]);
+  T top = sum.reference;  // NaN does not count: it spoils sums by itself
+  for (Index j = 0; j < keys.phi.rows(); ++j) top = std::max(top, keys.log_scale[std::size_t(j)]);
   sum.rescale(exp_difference(sum.reference, top));
   sum.reference = top;
   for (Index j = 0; j < keys.phi.rows(); ++j) {
@@ -145,7 +139,7 @@ template <Real T>
 [[nodiscard]] std::array<T, linear_chunk + 1> running_references(T summed, std::span<const T> log_scale) {
   std::array<T, linear_chunk + 1> references;
   references[0] = summed;
-  for (std::size_t j = 0; j < std::size_t(linear_chunk); ++j) references[j + 1] = larger(references[j], log_scale[j]);
+  for (std::size_t j = 0; j < std::size_t(linear_chunk); ++j) references[j + 1] = std::max(references[j], log_scale[j]);
   return references;
 }
 
