@@ -7,6 +7,7 @@
 #include "ruvector/attention/concepts.hpp"
 #include "ruvector/attention/dense.hpp"
 #include "ruvector/attention/flash.hpp"
+#include "ruvector/attention/graph_rope.hpp"
 #include "ruvector/attention/key_value_cache.hpp"
 #include "ruvector/attention/linear_attention.hpp"
 #include "ruvector/attention/logits.hpp"
