@@ -35,6 +35,7 @@ struct Shape {
   Index queries = 5, keys = 9, dim = 4, value_dim = 3;
   bool bias = false, bias_row = false, allowed = false, allowed_row = false;
   Mask mask = {};
+  double spread = 1;  ///< standard deviation of queries, keys and values
 };
 
 /// What is true of most backends; a subject overrides the rest.
@@ -43,6 +44,9 @@ struct SubjectDefaults {
   static constexpr bool has_weights = false;            ///< on request
   static constexpr bool weights_average_values = true;  ///< the output is weights · value
   static constexpr bool weights_are_positive = true;    ///< and sum to 1
+  static constexpr Index first_column = 0;              ///< columns before it are not looked at
+  static constexpr double logit_error = 0;       ///< relative, beside that of a plain loop: where a score says so
+  static constexpr double gradient_step = 1e-4;  ///< of central differences: 1e-4 times the distance of a kink
   static void fit(Shape&) {}
 };
 
@@ -68,9 +72,9 @@ struct Problem {
   Mask mask;
 
   Problem(const Shape& shape, Rng& rng, double spread = 1)
-      : query(random(shape.queries, shape.dim, rng, spread)),
-        key(random(shape.keys, shape.dim, rng, spread)),
-        value(random(shape.keys, shape.value_dim, rng, 1)),
+      : query(random(shape.queries, shape.dim, rng, spread * shape.spread)),
+        key(random(shape.keys, shape.dim, rng, spread * shape.spread)),
+        value(random(shape.keys, shape.value_dim, rng, shape.spread)),
         mask(shape.mask) {
     if (shape.bias) bias = random(shape.bias_row ? 1 : shape.queries, shape.keys, rng, 1);
     if (!shape.allowed) return;
@@ -224,6 +228,12 @@ void agrees_with_the_formula(std::uint64_t seed, Index cases) {
     for (const T x : problem.value.span()) scale = std::max(scale, std::fabs(double(x)));
     for (const long double x : truth.log_sum_exp)
       if (std::isfinite(x)) lse_scale = std::max(lse_scale, 1 + std::fabs(double(x)));
+    // An error e of the logits is one of 2e in the weights.
+    double logit_error = 0;
+    for (const long double x : truth.log_sum_exp)
+      if (std::isfinite(x)) logit_error = std::max(logit_error, Subject<A>::logit_error * (20 + std::fabs(double(x))));
+    plain_error += logit_error * scale;
+    lse_error += logit_error;
     const double ulp = double(std::numeric_limits<T>::epsilon());
     CAPTURE(c, problem.query.rows(), problem.key.rows(), problem.query.cols());
     REQUIRE(support::max_error(result.value.span(), truth.value) <= 2 * plain_error + 2 * ulp * scale);
@@ -317,16 +327,17 @@ void nan_stays_in_its_row(std::uint64_t seed) {
     const Index row = rng.below(shape.queries), key = rng.below(shape.keys);
     const bool in_query = rng.below(2) == 0;
     if (in_query)
-      spoiled.query(row, rng.below(shape.dim)) = std::numeric_limits<T>::quiet_NaN();
+      spoiled.query(row, Subject<A>::first_column + rng.below(shape.dim - Subject<A>::first_column)) =
+          std::numeric_limits<T>::quiet_NaN();
     else
-      spoiled.value(key, 0) = std::numeric_limits<T>::quiet_NaN();
+      spoiled.value(key, Subject<A>::first_column) = std::numeric_limits<T>::quiet_NaN();
     const Result<T> result(backend, spoiled.input(), ws);
     for (Index i = 0; i < shape.queries; ++i) {
       bool sees_any = false;
       for (Index j = 0; j < shape.keys; ++j) sees_any = sees_any || problem.sees(i, j);
       const bool hit = in_query ? i == row && sees_any : problem.sees(i, key);
       if (hit)
-        REQUIRE(std::isnan(result.value(i, 0)));
+        REQUIRE(std::isnan(result.value(i, Subject<A>::first_column)));
       else
         REQUIRE(support::same_bits(clean.value.row(i), result.value.row(i)));
     }
@@ -353,12 +364,17 @@ void huge_logits_are_safe(std::uint64_t seed) {
       for (Index j = 0; j < n; ++j) problem.bias(2, j) = -infinity;
       const Result<T> result(backend, problem.input(), ws);
       CAPTURE(n, double(top));
-      for (Index v = 0; v < 3; ++v) {
+      for (Index v = 0; v < result.value.cols(); ++v) {
+        CHECK(result.value(2, v) == 0);
+        if (!Subject<A>::weights_average_values) {
+          CHECK(std::isfinite(result.value(0, v)));
+          CHECK(std::isfinite(result.value(1, v)));
+          continue;
+        }
         CHECK(support::near(double(result.value(0, v)), double(problem.value(one, v)), support::rounding<T>()));
         if (top >= huge)  // smaller ones do not drown the difference of the scores
           CHECK(support::near(double(result.value(1, v)), double(problem.value(one, v) + problem.value(two, v)) / 2,
                               {.absolute = 1e-6}));
-        CHECK(result.value(2, v) == 0);
       }
       if (!result.log_sum_exp.empty()) CHECK(result.log_sum_exp[2] == -infinity);
     }
@@ -519,7 +535,8 @@ void gradients_are_right(std::uint64_t seed, Index cases) {
         set(other, MatrixView<const double>(values.data(), x.rows(), x.cols()));
         return loss(backend, other);
       };
-      const train::GradientCheck result = train::check_gradient(moved, x.span(), gradient.span());
+      const train::GradientCheck result =
+          train::check_gradient(moved, x.span(), gradient.span(), {.step = Subject<A>::gradient_step});
       INFO(to_string(result));
       CHECK(result.passed);
     };

@@ -1,0 +1,261 @@
+// SPDX-License-Identifier: MIT
+#include <ruvector/attention/hyperbolic.hpp>
+#include <ruvector/attention/means.hpp>
+#include <ruvector/attention/scores.hpp>
+#include <ruvector/geometry/euclidean.hpp>
+#include <ruvector/geometry/lorentz.hpp>
+#include <ruvector/geometry/poincare_ball.hpp>
+
+#include <cmath>
+#include <cstdlib>
+#include <span>
+#include <tuple>
+#include <vector>
+
+#include "support/laws.hpp"
+
+namespace test_hyperbolic {
+
+using namespace ruvector;
+using namespace ruvector::attention;
+template <class T>
+using Ball = geometry::PoincareBall<T>;
+
+// Distances by the textbook, in R.
+template <class R, class T>
+std::vector<R> ball_point(std::span<const T> x, R c, Points input) {
+  std::vector<R> p(x.begin(), x.end());
+  if (input == Points::on_manifold) return p;
+  R norm2 = 0;
+  for (const R v : p) norm2 += v * v;
+  const R z = std::sqrt(c * norm2), factor = z == 0 ? R(1) : std::tanh(z) / z;
+  for (R& v : p) v *= factor;
+  return p;
+}
+template <class R>
+R square(const std::vector<R>& p) {
+  R sum = 0;
+  for (const R v : p) sum += v * v;
+  return sum;
+}
+template <class R>
+R difference_square(const std::vector<R>& p, const std::vector<R>& q) {
+  R sum = 0;
+  for (std::size_t i = 0; i < p.size(); ++i) sum += (p[i] - q[i]) * (p[i] - q[i]);
+  return sum;
+}
+
+template <class R, class T>
+R distance(const DistanceScore<Ball<T>>& score, std::span<const T> q, std::span<const T> k) {
+  const R c = R(score.curvature.value());
+  const auto x = ball_point<R>(q, c, score.input), y = ball_point<R>(k, c, score.input);
+  const R product = (1 - c * square(x)) * (1 - c * square(y));
+  return 2 / std::sqrt(c) * std::asinh(std::sqrt(c * difference_square(x, y) / product));
+}
+template <class R, class T>
+R distance(const DistanceScore<geometry::Lorentz<T>>& score, std::span<const T> q, std::span<const T> k) {
+  const R c = R(score.curvature.value());
+  const std::vector<R> x(q.begin() + 1, q.end()), y(k.begin() + 1, k.end());
+  const R x0 = std::sqrt(1 / c + square(x)), y0 = std::sqrt(1 / c + square(y));
+  return 2 / std::sqrt(c) *
+         std::asinh(std::sqrt(c * std::max(R(0), difference_square(x, y) - (x0 - y0) * (x0 - y0))) / 2);
+}
+template <class R, class T>
+R distance(const DistanceScore<geometry::Euclidean<T>>&, std::span<const T> q, std::span<const T> k) {
+  return std::sqrt(difference_square(std::vector<R>(q.begin(), q.end()), std::vector<R>(k.begin(), k.end())));
+}
+template <class R, class M, class T>
+R logit(const DistanceScore<M>& score, std::span<const T> q, std::span<const T> k) {
+  const R d = distance<R>(score, q, k);
+  return -R(score.beta.value()) * (score.power == 1 ? d : d * d);
+}
+template <class R, class T>
+R logit(const CosineScore<T>& score, std::span<const T> q, std::span<const T> k) {
+  R dot = 0, qq = 0, kk = 0;
+  for (std::size_t i = 0; i < q.size(); ++i) {
+    dot += R(q[i]) * R(k[i]);
+    qq += R(q[i]) * R(q[i]);
+    kk += R(k[i]) * R(k[i]);
+  }
+  return R(score.scale.value()) * dot / std::sqrt(qq * kk);
+}
+
+// Means by the textbook: weights have the given sum.
+template <class R, class T>
+void mean(const Midpoint<Ball<T>>& midpoint, std::span<const R> weights, const laws::Problem<T>& problem,
+          std::span<R> out) {
+  const R c = R(midpoint.curvature.value());
+  R t = 0;
+  for (std::size_t j = 0; j < weights.size(); ++j) {
+    if (weights[j] == 0) continue;
+    const auto x = ball_point<R>(problem.value.row(Index(j)), c, midpoint.values);
+    const R lambda = 2 / (1 - c * square(x));
+    t += weights[j] * (lambda - 1);
+    for (std::size_t i = 0; i < out.size(); ++i) out[i] += weights[j] * lambda * x[i];
+  }
+  std::vector<R> z(out.begin(), out.end());
+  for (R& v : z) v /= t;
+  const R root = std::sqrt(1 - c * square(z));
+  for (R& v : z) v /= 1 + root;
+  const R norm = std::sqrt(c * square(z));
+  const R factor = midpoint.values == Points::on_manifold || norm == 0 ? R(1) : std::atanh(norm) / norm;
+  for (std::size_t i = 0; i < out.size(); ++i) out[i] = factor * z[i];
+}
+template <class R, class T>
+void mean(const Midpoint<geometry::Lorentz<T>>& midpoint, std::span<const R> weights, const laws::Problem<T>& problem,
+          std::span<R> out) {
+  const R c = R(midpoint.curvature.value());
+  for (std::size_t j = 0; j < weights.size(); ++j) {
+    if (weights[j] == 0) continue;
+    R space = 0;
+    for (std::size_t i = 1; i < out.size(); ++i) {
+      const R x = R(problem.value(Index(j), Index(i)));
+      space += x * x;
+      out[i] += weights[j] * x;
+    }
+    out[0] += weights[j] * std::sqrt(1 / c + space);
+  }
+  R inner = out[0] * out[0];
+  for (std::size_t i = 1; i < out.size(); ++i) inner -= out[i] * out[i];
+  for (R& x : out) x /= std::sqrt(c * inner);
+}
+
+template <class M>
+DistanceScore<M> random_score(Rng& rng, Points input) {
+  using T = ScalarOf<M>;
+  static constexpr T betas[] = {T(0.7), T(1), T(2), T(0.25)};
+  return DistanceScore<M>({.beta = betas[rng.below(4)],
+                           .power = 1 + int(rng.below(2)),
+                           .curvature = rng.below(2) == 0 ? T(1) : T(0.5),
+                           .input = input});
+}
+
+// The score and the mean decide: the engine is the same code.
+template <class A, class M>
+struct DistanceSubject : laws::SoftmaxSubject<A> {
+  using T = ScalarOf<A>;
+  static constexpr bool has_weights = true;
+  // Of pairs that are just not near: 2¹⁰ times the rounding of the products.
+  static constexpr double logit_error = 0x1p10 * double(std::numeric_limits<T>::epsilon());
+  // In a few dimensions, too, no two points meet.
+  static constexpr double gradient_step = 1e-5;
+  static void fit(laws::Shape& shape) { shape.dim = std::max(shape.dim, Index(4)); }
+  template <class R>
+  static R logit(const A& backend, std::span<const T> q, std::span<const T> k) {
+    return test_hyperbolic::logit<R>(backend.score, q, k);
+  }
+};
+template <class A, class M>
+struct MidpointSubject : DistanceSubject<A, M> {
+  using T = ScalarOf<A>;
+  static constexpr bool weights_average_values = false;
+  template <class R>
+  static void mean(const A& backend, std::span<const R> weights, R sum, const laws::Problem<T>& problem, bool,
+                   std::span<R> out) {
+    test_hyperbolic::mean<R>(backend.mean, weights, problem, out);
+    (void)sum;
+  }
+};
+
+}  // namespace test_hyperbolic
+
+namespace laws {
+
+template <class A>
+struct BallSubject : test_hyperbolic::MidpointSubject<A, geometry::PoincareBall<ScalarOf<A>>> {
+  static A make(Rng& rng) {
+    const Points input = rng.below(2) == 0 ? Points::tangent : Points::on_manifold;
+    return A(test_hyperbolic::random_score<geometry::PoincareBall<ScalarOf<A>>>(rng, input),
+             decltype(A::mean)({.curvature = ScalarOf<A>(0.8), .values = input, .first_column = 0}));
+  }
+  static void fit(Shape& shape) {
+    shape.spread = 0.1;
+    shape.dim = std::max(shape.dim, Index(4));
+  }
+};
+template <Real T>
+struct Subject<Hyperbolic<T>> : BallSubject<Hyperbolic<T>> {};
+template <Real T>
+struct Subject<HyperbolicFlash<T>> : BallSubject<HyperbolicFlash<T>> {};
+
+template <Real T>
+using LorentzFlash = Tiled<DistanceScore<geometry::Lorentz<T>>, Midpoint<geometry::Lorentz<T>>>;
+template <Real T>
+struct Subject<LorentzFlash<T>> : test_hyperbolic::MidpointSubject<LorentzFlash<T>, geometry::Lorentz<T>> {
+  static constexpr Index first_column = 1;
+  static LorentzFlash<T> make(Rng& rng) {
+    return LorentzFlash<T>(test_hyperbolic::random_score<geometry::Lorentz<T>>(rng, Points::on_manifold));
+  }
+  static void fit(Shape& shape) {
+    shape.spread = 0.3;
+    shape.dim = std::max(shape.dim, Index(5));
+    shape.value_dim = std::max(shape.value_dim, Index(2));
+  }
+};
+
+template <Real T>
+using GaussianFlash = Tiled<DistanceScore<geometry::Euclidean<T>>>;
+template <Real T>
+struct Subject<GaussianFlash<T>> : test_hyperbolic::DistanceSubject<GaussianFlash<T>, geometry::Euclidean<T>> {
+  static GaussianFlash<T> make(Rng& rng) {
+    return GaussianFlash<T>(test_hyperbolic::random_score<geometry::Euclidean<T>>(rng, Points::on_manifold));
+  }
+};
+template <Real T>
+using CosineDense = Dense<CosineScore<T>>;
+template <Real T>
+struct Subject<CosineDense<T>> : test_hyperbolic::DistanceSubject<CosineDense<T>, void> {
+  static constexpr double logit_error = 4 * double(std::numeric_limits<T>::epsilon());
+  static CosineDense<T> make(Rng& rng) { return CosineDense<T>(CosineScore<T>(rng.below(2) == 0 ? T(10) : T(3))); }
+};
+
+}  // namespace laws
+
+namespace test_hyperbolic {
+namespace {
+
+using Backends = std::tuple<Hyperbolic<float>, Hyperbolic<double>, HyperbolicFlash<float>, HyperbolicFlash<double>,
+                            laws::LorentzFlash<float>, laws::LorentzFlash<double>, laws::GaussianFlash<float>,
+                            laws::GaussianFlash<double>, laws::CosineDense<float>, laws::CosineDense<double>>;
+using DoubleBackends = std::tuple<Hyperbolic<double>, HyperbolicFlash<double>, laws::LorentzFlash<double>,
+                                  laws::GaussianFlash<double>, laws::CosineDense<double>>;
+
+static_assert(Score<DistanceScore<Ball<float>>> && Score<CosineScore<double>> && !Score<Ball<float>>);
+static_assert(Mean<Midpoint<Ball<float>>> && Mean<WeightedSum<double>> && !Mean<Ball<float>>);
+static_assert(DifferentiableAttention<HyperbolicFlash<float>> && PreparedAttention<Hyperbolic<double>>);
+static_assert(ScoringAttention<HyperbolicFlash<float>>);
+
+TEMPLATE_LIST_TEST_CASE("attention by distance: agrees with the formula", "[attention][law]", Backends) {
+  laws::agrees_with_the_formula<TestType>(201, std::getenv("RUVECTOR_QUICK_TESTS") != nullptr ? 50 : 200);
+}
+TEMPLATE_LIST_TEST_CASE("attention by distance: weights sum to one", "[attention][law]", Backends) {
+  laws::weights_sum_to_one<TestType>(202);
+}
+TEMPLATE_LIST_TEST_CASE("attention by distance: a hidden key is never touched", "[attention][law]", Backends) {
+  laws::a_hidden_key_is_never_touched<TestType>(203);
+}
+TEMPLATE_LIST_TEST_CASE("attention by distance: what is not finite stays with those who see it", "[attention][law]",
+                        Backends) {
+  laws::nan_stays_in_its_row<TestType>(204);
+}
+TEMPLATE_LIST_TEST_CASE("attention by distance: huge logits are safe", "[attention][law]", Backends) {
+  laws::huge_logits_are_safe<TestType>(205);
+}
+TEMPLATE_LIST_TEST_CASE("attention by distance: a row depends on itself, bit for bit", "[attention][law]", Backends) {
+  laws::a_row_depends_on_itself<TestType>(206);
+}
+TEMPLATE_LIST_TEST_CASE("attention by distance: the order of keys does not matter", "[attention][law]", Backends) {
+  laws::keys_are_a_set<TestType>(207);
+}
+TEMPLATE_LIST_TEST_CASE("attention by distance: the second call allocates nothing", "[attention][law]", Backends) {
+  laws::the_second_call_allocates_nothing<TestType>(208);
+}
+TEMPLATE_LIST_TEST_CASE("attention by distance: a query that sees no key is silent", "[attention][law]", Backends) {
+  laws::a_blind_query_is_silent<TestType>(209);
+}
+TEMPLATE_LIST_TEST_CASE("attention by distance: gradients are right", "[attention][law]", DoubleBackends) {
+  laws::gradients_are_right<TestType>(210, 20);
+}
+
+}  // namespace
+}  // namespace test_hyperbolic
