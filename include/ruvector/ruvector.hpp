@@ -16,6 +16,7 @@
 #include "ruvector/attention/mask.hpp"
 #include "ruvector/attention/means.hpp"
 #include "ruvector/attention/midpoint.hpp"
+#include "ruvector/attention/mixture_of_experts.hpp"
 #include "ruvector/attention/multi_head.hpp"
 #include "ruvector/attention/positive.hpp"
 #include "ruvector/attention/scaled_dot_product.hpp"
