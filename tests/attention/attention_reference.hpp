@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <ruvector/attention/scores.hpp>
+
 #include "support/laws.hpp"
 
 // The formulas of wrappers, which change queries, keys and values before a softmax sees them, in any precision.
@@ -36,9 +38,9 @@ R sum(Index n, bool reverse, F&& f) {
   return total;
 }
 
-/// softmax(score(q, k) + bias − ALiBi) v with the rules and the bias of a problem, written down. `score` is a DotScore.
-template <class R, class T, class Score>
-Reference<R> softmax_attention(const Score& score, const Problem<T>& problem, const Rows<R>& q, const Rows<R>& k,
+/// softmax(score(q, k) + bias − ALiBi) v with the rules and the bias of a problem, written down.
+template <class R, class T>
+Reference<R> softmax_attention(const DotScore<T>& score, const Problem<T>& problem, const Rows<R>& q, const Rows<R>& k,
                                const Rows<R>& v, Order order) {
   constexpr R infinity = std::numeric_limits<R>::infinity();
   Reference<R> result{std::vector<R>(std::size_t(q.rows * v.cols), R(0)),
@@ -51,7 +53,7 @@ Reference<R> softmax_attention(const Score& score, const Problem<T>& problem, co
       R logit = sum<R>(q.cols, order.reverse_dims, [&](Index c) { return q(i, c) * k(j, c); });
       logit *= score.scale ? R(*score.scale) : R(1) / std::sqrt(R(q.cols));
       if (score.softcap > 0) logit = R(score.softcap) * std::tanh(logit / R(score.softcap));
-      logit /= R(score.temperature);
+      logit /= R(score.temperature.value());
       logit -= R(score.alibi_slope) * R(std::abs(problem.mask.position(i, q.rows, k.rows) - j));
       if (!problem.bias.empty()) logit += R(problem.bias(problem.bias.rows() == 1 ? 0 : i, j));
       x[std::size_t(j)] = logit;
@@ -71,24 +73,14 @@ Reference<R> softmax_attention(const Score& score, const Problem<T>& problem, co
 }
 
 /// A DotScore with random options.
-template <Real T, class Score>
-Score random_score(Rng& rng) {
-  Score score;
-  if (rng.below(3) == 0) score.scale = T(0.3);
-  if (rng.below(3) == 0) score.softcap = T(2);
-  if (rng.below(3) == 0) score.temperature = T(0.7);
-  if (rng.below(4) == 0) score.alibi_slope = T(0.125);
-  return score;
-}
-
-/// All parameters ← normal numbers around what they are.
-template <Module M>
-void perturb(M& module, Rng& rng, double spread) {
-  for_each_parameter(
-      [&](std::string_view, auto x) {
-        for (auto& p : x) p += ScalarOf<M>(spread * rng.normal());
-      },
-      module);
+template <Real T>
+DotScore<T> random_score(Rng& rng) {
+  DotScoreConfig<T> config;
+  if (rng.below(3) == 0) config.scale = T(0.3);
+  if (rng.below(3) == 0) config.softcap = T(2);
+  if (rng.below(3) == 0) config.temperature = T(0.7);
+  if (rng.below(4) == 0) config.alibi_slope = T(0.125);
+  return DotScore<T>(config);
 }
 
 }  // namespace laws

@@ -35,7 +35,7 @@ struct Subject<MultiHead<Inner>> : SubjectDefaults {
     config.output = rng.below(3) != 0;
     config.bias = rng.below(3) != 0;
     MultiHead<Inner> backend(config, rng);
-    for (Inner& head : backend.heads) head.score = random_score<T, decltype(head.score)>(rng);
+    for (Inner& head : backend.heads) head.score = random_score<T>(rng);
     if (rng.below(4) == 0) backend.set_alibi_slopes();
     // Flatter logits: the error of central differences, h² f‴/6, stays below their bound.
     for (auto* linear : {&backend.query, &backend.key})
@@ -94,7 +94,6 @@ using namespace ruvector::attention;
 using Backends = std::tuple<MultiHead<ScaledDotProduct<float>>, MultiHead<ScaledDotProduct<double>>,
                             MultiHead<Flash<float>>, MultiHead<Flash<double>>>;
 using DoubleBackends = std::tuple<MultiHead<ScaledDotProduct<double>>, MultiHead<Flash<double>>>;
-using WeightBackends = std::tuple<MultiHead<ScaledDotProduct<float>>, MultiHead<ScaledDotProduct<double>>>;
 
 static_assert(DifferentiableAttention<MultiHead<Flash<float>>> && PreparedAttention<MultiHead<Flash<float>>>);
 static_assert(!PositionalAttention<MultiHead<Flash<float>>> && !EdgeAwareAttention<MultiHead<Flash<float>>>);
@@ -102,7 +101,7 @@ static_assert(!PositionalAttention<MultiHead<Flash<float>>> && !EdgeAwareAttenti
 TEMPLATE_LIST_TEST_CASE("multi-head: agrees with the formula", "[attention][law]", Backends) {
   laws::agrees_with_the_formula<TestType>(201, std::getenv("RUVECTOR_QUICK_TESTS") != nullptr ? 50 : 300);
 }
-TEMPLATE_LIST_TEST_CASE("multi-head: average weights sum to one", "[attention][law]", WeightBackends) {
+TEMPLATE_LIST_TEST_CASE("multi-head: average weights sum to one", "[attention][law]", Backends) {
   laws::weights_sum_to_one<TestType>(202);
 }
 TEMPLATE_LIST_TEST_CASE("multi-head: a hidden key is never touched", "[attention][law]", Backends) {
@@ -110,6 +109,9 @@ TEMPLATE_LIST_TEST_CASE("multi-head: a hidden key is never touched", "[attention
 }
 TEMPLATE_LIST_TEST_CASE("multi-head: what is not finite stays with those who see it", "[attention][law]", Backends) {
   laws::nan_stays_in_its_row<TestType>(204);
+}
+TEMPLATE_LIST_TEST_CASE("multi-head: huge logits are safe", "[attention][law]", Backends) {
+  laws::huge_logits_are_safe<TestType>(205);
 }
 TEMPLATE_LIST_TEST_CASE("multi-head: a row depends on itself, bit for bit", "[attention][law]", Backends) {
   laws::a_row_depends_on_itself<TestType>(206);
@@ -340,6 +342,45 @@ TEMPLATE_LIST_TEST_CASE("multi-head: heads that are 0 by chance do not make a qu
   for (Index i = 0; i < 3; ++i) CHECK(same_bits(pass.out.row(i), layer.output.bias.span()));
   for (Index c = 0; c < 8; ++c)
     CHECK(pass.grad.output.bias[c] == data.d_out(0, c) + data.d_out(1, c) + data.d_out(2, c));
+}
+
+TEST_CASE("multi-head: heads drop weights of their own, the same for any executor", "[attention]") {
+  using A = MultiHead<Flash<double>>;
+  Rng rng(230);
+  Workspace ws;
+  A layer({.dim = 8, .heads = 2, .kv_heads = 1, .output = false}, rng, Flash<double>(DotScore<double>(), {}, 0.5));
+  for (Index r = 0; r < 4; ++r) std::ranges::copy(layer.query.weight.row(r), layer.query.weight.row(4 + r).begin());
+  const Data<double> data(rng, 5, 9, 8, 8, 8, 8);
+  A::Saved saved;
+  Matrix<double> one(5, 8), again(5, 8), d_key(9, 8);
+  const auto run = [&](std::uint64_t seed, Matrix<double>& out, const Matrix<double>& key, auto&& executor) {
+    saved.rng = Rng(seed);
+    AttentionInput<double> in = data.input();
+    in.key = key;
+    layer.forward(in, AttentionOutput<double>{out}, saved, ws, executor);
+  };
+  run(1, one, data.key, Serial{});
+  run(1, again, data.key, support::Alternating{});
+  CHECK(same_bits(one.span(), again.span()));
+  CHECK(!same_bits(Matrix<double>(one.view().cols(0, 4)).span(), Matrix<double>(one.view().cols(4, 4)).span()));
+  layer.forward(data.input(), AttentionOutput<double>{again}, saved, ws);
+  CHECK(!same_bits(one.span(), again.span()));  // the next pass drops others
+
+  run(1, one, data.key, Serial{});
+  A grad = zeros_like(layer);
+  layer.backward(data.input(), saved, AttentionOutputGradient<double>{data.d_out},
+                 AttentionGradient<double>{.query = {}, .key = d_key, .value = {}}, grad, ws);
+  Matrix<double> moved = data.key;
+  const auto loss = [&](std::span<const double> x) {
+    std::ranges::copy(x, moved.span().begin());
+    run(1, again, moved, Serial{});
+    double sum = 0;
+    for (Index i = 0; i < 5; ++i) sum += simd::dot<double>(again.row(i), data.d_out.row(i));
+    return sum;
+  };
+  const auto check = train::check_gradient(loss, data.key.span(), d_key.span());
+  INFO(to_string(check));
+  CHECK(check.passed);
 }
 
 TEST_CASE("multi-head: self-attention adds its gradients up in one matrix", "[attention]") {

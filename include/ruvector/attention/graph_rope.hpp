@@ -198,6 +198,7 @@ class GraphRope {
     Matrix<T> query_turns;        ///< cos and sin, [m×rotary_dim]
     Matrix<T> key_turns;          ///< cos and sin, [n×rotary_dim]
     typename Inner::Saved inner;  ///< of the inner attention
+    Rng rng{0};                   ///< for dropout; seeded by the caller, and seeds the inner attention's
   };
 
   /// Rotated keys and their values.
@@ -223,6 +224,7 @@ class GraphRope {
     check(in, at, out);
     resize(saved.query_turns, in.query.rows());
     resize(saved.key_turns, in.key.rows());
+    if constexpr (requires { saved.inner.rng; }) saved.inner.rng = Rng(saved.rng.bits());
     detail::write_turns<T>(frequencies, at.query, saved.query_turns.view(), ws);
     detail::write_turns<T>(of_keys(), at.key, saved.key_turns.view(), ws);
     auto frame = ws.frame();

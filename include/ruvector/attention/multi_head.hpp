@@ -176,6 +176,7 @@ class MultiHead {
     Matrix<T> value;                           ///< projected, [n × kv_heads·value_head_dim]
     Matrix<T> concat;                          ///< heads side by side, where W_o follows
     std::vector<typename Inner::Saved> heads;  ///< [H]
+    Rng rng{0};                                ///< for dropout; seeded by the caller, and seeds the heads'
   };
 
   /// Keys and values projected, kv heads side by side.
@@ -383,6 +384,10 @@ class MultiHead {
     resize(saved.value, n, value.weight.rows());
     resize(saved.concat, mixes() ? m : 0, concat_dim());
     saved.heads.resize(heads.size());
+    if constexpr (requires(typename Inner::Saved & head) { head.rng; }) {
+      const Rng pass(saved.rng.bits());
+      for (std::size_t h = 0; h < heads.size(); ++h) saved.heads[h].rng = pass.split(h);
+    }
     run(project(in, saved.query, saved.key, saved.value, ws, executor), out, saved.concat, ws, executor, head_forward);
   }
 
