@@ -329,6 +329,32 @@ struct DistanceScore {
       separation.measure_vjp(d_t, dot, q, k, d.z[0], d.query, d.key, d.parameter[1]);
     }
 
+    /// d(0, x) of a row, half of it in the ball: ‖log₀ x‖. How deep in a hierarchy a point lies. (√c = 1 in flat
+    /// space.)
+    [[nodiscard]] T depth(std::span<const T> x) const {
+      const double norm = std::sqrt(geometry::detail::dot(x, x)), s = std::sqrt(double(curvature));
+      if constexpr (std::same_as<Manifold, geometry::PoincareBall<T>>)
+        if (separation.input == Points::on_manifold) {
+          constexpr double reach = 1 - double(geometry::boundary_margin<T>);
+          return T(std::atanh(std::min(s * norm, reach)) / s);
+        }
+      return T(norm);
+    }
+    /// Adds its gradient to d_x and, by c, to d_parameters.
+    void depth_vjp(std::span<const T> x, T d_depth, std::span<T> d_x, std::span<T> d_parameters) const {
+      const double norm = std::sqrt(geometry::detail::dot(x, x)), c = double(curvature), s = std::sqrt(c);
+      double slope = 1;
+      if constexpr (std::same_as<Manifold, geometry::PoincareBall<T>>)
+        if (separation.input == Points::on_manifold) {
+          constexpr double reach = 1 - double(geometry::boundary_margin<T>);
+          const bool inside = s * norm <= reach;
+          slope = inside ? 1 / (1 - c * norm * norm) : 0;
+          d_parameters[1] += T(double(d_depth) * (slope * norm - double(depth(x))) / (2 * c));
+        }
+      if (norm == 0 || d_x.empty()) return;
+      for (std::size_t i = 0; i < x.size(); ++i) d_x[i] += T(double(d_depth) * slope / norm * double(x[i]));
+    }
+
     /// −β d^ρ, with d = (1/√c) ln(1 + t + √(t(t + 2))), or √t in flat space.
     [[nodiscard]] B logit(const B* z, const B*, const B*) const {
       if constexpr (!curved) return B(-beta) * (power == 1 ? simd::sqrt(z[0]) : z[0]);
