@@ -19,8 +19,8 @@ struct DualSubject : SoftmaxSubject<A> {
   using T = ScalarOf<A>;
   static constexpr bool has_weights = true, weights_average_values = false;
   static constexpr double logit_error = 0x1p10 * double(std::numeric_limits<T>::epsilon());
-  static constexpr double gradient_step = 2e-6;  // LN of three columns bends sharply
-  static constexpr Index flat = 3, flat_values = 2;
+  static constexpr double gradient_step = 5e-6;  // LN of few columns bends sharply
+  static constexpr Index flat = 6, flat_values = 2;
   static void fit(Shape& shape) {
     shape.spread = 0.1;
     shape.dim = std::max(shape.dim, flat + 4);
