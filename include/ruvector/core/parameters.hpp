@@ -22,7 +22,7 @@
 // Parameters without reflection. A module names its learnable tensors once,
 //
 //   template <class Visit, class... Self> static void parameters(Visit&& visit, Self&... self) {
-//     visit("weight", self.weight...);                                   // learned: Matrix, Vector, scalar, or module
+//     visit("weight", self.weight...);                     // learned: Matrix, Vector, span, scalar, or module
 //     visit.buffer("omega", self.omega...);                              // saved, but not learned
 //     visit.on(first_of(self...).ball, "points", self.points...);        // rows that live on a manifold
 //   }
@@ -70,6 +70,10 @@ inline constexpr bool is_vector = false;
 template <class T>
 inline constexpr bool is_vector<Vector<T>> = true;
 template <class T>
+inline constexpr bool is_span = false;
+template <class T>
+inline constexpr bool is_span<std::span<T>> = true;
+template <class T>
 inline constexpr bool is_list = false;
 template <class T>
 inline constexpr bool is_list<std::vector<T>> = true;
@@ -81,7 +85,8 @@ template <class... T>
 inline constexpr bool is_tuple<std::tuple<T...>> = true;
 
 template <class T>
-concept Tensor = is_matrix<std::remove_const_t<T>> || is_vector<std::remove_const_t<T>> || Real<std::remove_const_t<T>>;
+concept Tensor = is_matrix<std::remove_const_t<T>> || is_vector<std::remove_const_t<T>> ||
+    is_span<std::remove_const_t<T>> || Real<std::remove_const_t<T>>;
 
 /// "attention.query.weight" while it is being walked. A fixed buffer: walking the parameters allocates nothing.
 class ParameterPath {
@@ -123,6 +128,10 @@ template <class T>
 template <class T>
 [[nodiscard]] MatrixView<const T> tensor_view(const Vector<T>& vector) {
   return {vector.data(), 1, vector.size()};
+}
+template <class T>
+[[nodiscard]] MatrixView<T> tensor_view(std::span<T>& span) {
+  return {span.data(), 1, static_cast<Index>(span.size())};
 }
 
 /// Walks one or more instances of a module in step and hands their tensors to f.
@@ -175,7 +184,7 @@ class ParameterWalk {
       walk_tuple(std::make_index_sequence<std::tuple_size_v<Plain>>{}, first, rest...);
     } else {
       static_assert(Module<Plain>,
-                    "a parameter is a Matrix, Vector, scalar, Module, or a vector, array, tuple of them");
+                    "a parameter is a Matrix, Vector, span, scalar, Module, or a vector, array, tuple of them");
       Plain::parameters(*this, first, rest...);
     }
   }
