@@ -3,6 +3,7 @@
 
 // Everything but io/, which is for those who read and write files. Each header can be included alone, and compiles
 // sooner so.
+#include "ruvector/attention/any_attention.hpp"
 #include "ruvector/attention/attend.hpp"
 #include "ruvector/attention/concepts.hpp"
 #include "ruvector/attention/dense.hpp"
