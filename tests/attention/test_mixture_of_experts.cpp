@@ -444,11 +444,14 @@ struct Counting : Flash<float> {
 static_assert(AttentionBackend<Counting>);
 
 TEST_CASE("mixture of experts: experts compute the rows routed to them and no others", "[moe]") {
+  const Overflow overflow = GENERATE(Overflow::none, Overflow::drop, Overflow::next_choice);
   Rng rng(319);
   Workspace ws;
   Index rows[3] = {};
   MixtureOfExpertsList<NoisyTopKRouter<float>, Counting> backend{
-      NoisyTopKRouter<float>({.dim = router_dim, .experts = 3, .choices = 2}, rng), std::vector<Counting>(3)};
+      NoisyTopKRouter<float>(
+          {.dim = router_dim, .experts = 3, .choices = 2, .overflow = overflow, .capacity_factor = 0.8}, rng),
+      std::vector<Counting>(3)};
   for (std::size_t e = 0; e < 3; ++e) backend.experts[e].rows = &rows[e];
   const laws::Problem<float> problem({.queries = 40, .keys = 20, .dim = router_dim}, rng);
   Matrix<float> value(40, 3);
@@ -459,14 +462,17 @@ TEST_CASE("mixture of experts: experts compute the rows routed to them and no ot
   auto routing = Routing<float>::in_frame(frame, 40, 3, 2);
   Workspace scratch;
   backend.router.route(problem.query, active, nullptr, routing, scratch);
-  CHECK(rows[0] + rows[1] + rows[2] == 80);
+  CHECK(rows[0] + rows[1] + rows[2] == 80 - routing.dropped);
+  CHECK((routing.dropped > 0) == (overflow != Overflow::none));
   for (std::size_t e = 0; e < 3; ++e) CHECK(rows[e] == routing.assigned[e]);
 }
 
 TEST_CASE("mixture of experts: noise is drawn in training alone, and again from the same seed", "[moe]") {
   Rng rng(320);
   Workspace ws;
-  const auto backend = laws::Subject<List<float>>::make(rng);
+  const bool dropout = GENERATE(false, true);  // of the experts, in place of the router's noise
+  auto backend = mixture<List, float>({.dim = router_dim, .experts = 3, .noise = !dropout}, rng);
+  for (Flash<float>& expert : backend.experts) expert.dropout = dropout ? 0.3f : 0.0f;
   const laws::Problem<float> problem({.queries = 50, .keys = 10, .dim = router_dim}, rng);
   Matrix<float> a(50, 3), b(50, 3);
   List<float>::Saved saved;
