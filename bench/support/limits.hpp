@@ -81,7 +81,7 @@ class Limits {
   /// One slice of fused multiply-adds, a few milliseconds: operations a second of CPU time on this thread.
   [[nodiscard]] double fma() const {
     const double start = cpu_clock();
-    const double done = fma_chains(100'000);
+    const double done = fma_chains(2'000'000);
     return done / (cpu_clock() - start);
   }
   /// One pass over memory: bytes a second of CPU time on this thread.
