@@ -906,7 +906,7 @@ class GatV2 {
     detail::check_size("GatV2: scores", scores, in.query.rows(), in.key.rows());
     auto frame = ws.frame();
     const detail::DensePairs<T> pairs{in};
-    Packed packed(*this, pairs, edges, frame);
+    Packed<detail::DensePairs<T>> packed(*this, pairs, edges, frame);
     Serial serial;
     project_ends(Ends{in.key, in.value, in.query, {}, {}, {}}, packed, frame, ws, serial);
     const Scratch<detail::DensePairs<T>> scratch(frame, packed.pass, pairs.most_neighbors(), false);
