@@ -10,6 +10,8 @@
 #include "ruvector/attention/distance_score.hpp"
 #include "ruvector/attention/dual_space.hpp"
 #include "ruvector/attention/flash.hpp"
+#include "ruvector/attention/gat_v2.hpp"
+#include "ruvector/attention/gat_v2_pass.hpp"
 #include "ruvector/attention/graph_rope.hpp"
 #include "ruvector/attention/hyperbolic.hpp"
 #include "ruvector/attention/key_value_cache.hpp"

@@ -141,6 +141,7 @@ GatV2<T> random_backend(Rng& rng) {
 }
 
 /// No z comes near the kink of LeakyReLU, where there is no derivative to compare with: x_r is far from 0, up or down.
+/// So the logits are linear and their softmax does not depend on the query: gradients by that are checked further down.
 template <class T>
 void keep_off_the_kink(GatV2<T>& a) {
   nn::Linear<T>& shifted = a.config().share_weights ? a.source : a.target;
@@ -625,6 +626,39 @@ TEST_CASE("gat_v2: gradients of the dense form are right, edges and log_sum_exp 
         problem.a, grad);
     INFO(to_string(weights));
     CHECK(weights.passed);
+  }
+}
+
+TEST_CASE("gat_v2: the order of a node's edges does not matter, however many they are", "[attention]") {
+  constexpr std::uint64_t seed = 232;
+  CAPTURE(seed);
+  Rng rng(seed);
+  Workspace ws;
+  for (const Index edge_count : {1, 63, 64, 65, 128, 129, 300}) {
+    GatV2Config config{.source_dim = 4, .edge_dim = 3, .heads = 3, .channels = 5, .edge_in_value = true};
+    config.loops = edge_count % 2 == 0 ? AddedLoops::none : AddedLoops::mean;
+    GraphProblem<double> problem(config, 2, edge_count, rng);
+    std::vector<std::int32_t> sources(std::size_t(edge_count), 0), targets(std::size_t(edge_count), 1);
+    problem.graph = graph::CsrGraph<>(2, sources, targets);
+    GraphProblem<double> reversed = problem;
+    for (Index e = 0; e < edge_count; ++e)
+      std::ranges::copy(problem.features.row(e), reversed.features.row(edge_count - 1 - e).begin());
+    GatV2<double>::Saved saved, other_saved;
+    const Matrix<double> out = problem.train(saved, ws), other_out = reversed.train(other_saved, ws);
+    const support::Tolerance sums{.absolute = 1e-11};
+    CHECK(support::first_far(out.span(), other_out.span(), sums) == -1);
+    for (const bool alternating : {false, true}) {
+      support::Alternating two;
+      const auto d = alternating ? problem.backward(saved, ws, two) : problem.backward(saved, ws);
+      auto other = alternating ? reversed.backward(other_saved, ws, two) : reversed.backward(other_saved, ws);
+      CAPTURE(edge_count, alternating);
+      CHECK(support::first_far(d.source.span(), other.source.span(), sums) == -1);
+      CHECK(support::first_far(d.target.span(), other.target.span(), sums) == -1);
+      for (Index e = 0; e < edge_count; ++e)
+        CHECK(support::first_far(d.edges.row(e), other.edges.row(edge_count - 1 - e), sums) == -1);
+      for_each_parameter([&](std::string_view, auto x, auto y) { CHECK(support::first_far(x, y, sums) == -1); },
+                         d.weights, std::as_const(other.weights));
+    }
   }
 }
 
