@@ -29,6 +29,7 @@
 #include "ruvector/attention/softmax.hpp"
 #include "ruvector/attention/softmax_attention.hpp"
 #include "ruvector/attention/softmax_backward.hpp"
+#include "ruvector/attention/softmax_state.hpp"
 #include "ruvector/attention/tangent.hpp"
 #include "ruvector/attention/tiled.hpp"
 #include "ruvector/attention/types.hpp"

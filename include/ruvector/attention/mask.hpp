@@ -80,6 +80,16 @@ struct Mask {
     return rows;
   }
 
+  /// The same rules for keys first … first+count−1 of n alone, counted from 0.
+  [[nodiscard]] Mask key_rows(Index first, Index count, Index m, Index n) const {
+    Mask rows = *this;
+    rows.first_position = position(0, m, n) - first;
+    rows.global_keys = std::clamp(global_keys - first, Index(0), count);
+    if (key_length != unlimited) rows.key_length = std::clamp(key_length - first, Index(0), count);
+    if (dense()) rows.allowed = allowed.cols(first, count);
+    return rows;
+  }
+
   /// Throws ConfigError for a negative limit, ShapeError unless the bytes are [m×n] or [1×n].
   void check(Index m, Index n) const {
     if (window_left < unlimited) throw_config_error("Mask: window_left", ">= 0, or unlimited", double(window_left));

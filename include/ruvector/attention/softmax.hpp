@@ -73,6 +73,14 @@ struct BlockState {
   [[nodiscard]] T& rank_mu(Index i) const { return rank_reference[std::size_t(i)]; }
   [[nodiscard]] T* sum_row(Index i) const { return sum.data() + i * simd::lanes<T>; }
   [[nodiscard]] T* mass_row(Index i) const { return mass.data() + i * simd::lanes<T>; }
+  /// Rows first … first+count−1 of it.
+  [[nodiscard]] BlockState rows(Index first, Index count) const {
+    const auto part = [&](std::span<T> all, Index width) {
+      return all.empty() ? all : all.subspan(std::size_t(first * width), std::size_t(count * width));
+    };
+    return {part(reference, 1), part(rank_reference, 1), part(sum, simd::lanes<T>), part(mass, simd::lanes<T>),
+            value.rows(first, count)};
+  }
   /// Multiplies the sums of row i.
   void rescale(Index i, T factor) const {
     simd::scale(factor, sum_row(i), simd::lanes<T>);

@@ -5,6 +5,7 @@
 #include "ruvector/attention/scores.hpp"
 #include "ruvector/attention/softmax.hpp"
 #include "ruvector/attention/softmax_attention.hpp"
+#include "ruvector/attention/softmax_state.hpp"
 #include "ruvector/attention/types.hpp"
 #include "ruvector/attention/values.hpp"
 #include "ruvector/core/ordered_sum.hpp"
@@ -143,6 +144,44 @@ class Tiled : public SoftmaxAttention<S, M> {
     saved.resize(in.query.rows(), in.value.cols(), M::Bound::has_mass);
     const detail::Dropout<T> dropped = this->draw(saved);
     run(in, out, &saved, dropped.probability > 0 ? &dropped : nullptr, ws);
+  }
+
+  /// Adds keys first_key … of a larger set to the state of these queries: `in.key_rows(first, count)` of the whole, for
+  /// instance. In the end `finish` gives what `forward` over all keys gives, bit for bit, whatever the shards and the
+  /// order of merging. Throws ConfigError unless first_key is a multiple of 4096 or goes on where the state is
+  /// incomplete, then at a multiple of 64; ShapeError where the state has other rows or columns.
+  template <Storage Stored = T>
+  void accumulate(const AttentionInput<T, Stored>& in, Index first_key, SoftmaxState<T>& state, Workspace& ws) const {
+    check_input(in);
+    state.check(in.query.rows(), in.value.cols(), M::Bound::has_mass);
+    state.add(first_key, in.key.rows(), [&](const detail::BlockState<T>& sums, Index begin, Index end) {
+      for (Index i = 0; i < in.query.rows(); i += detail::block_rows) {
+        const Index rows = std::min(detail::block_rows, in.query.rows() - i);
+        auto frame = ws.frame();
+        const detail::BlockForward<S, M, Stored> block(this->score, this->mean, in, i, rows, nullptr, frame);
+        block.add(begin, end, sums.rows(i, rows));
+      }
+    });
+  }
+
+  /// An empty state for these queries.
+  [[nodiscard]] SoftmaxState<T> make_state(Index queries, Index value_dim) const {
+    return SoftmaxState<T>(queries, value_dim, M::Bound::has_mass);
+  }
+
+  /// Writes value and log-sum-exp over all keys that the state has seen. It may be continued afterwards; it is not
+  /// const because merging needs room. Throws ShapeError where `out` has other rows or columns, ConfigError if weights
+  /// are wanted.
+  void finish(SoftmaxState<T>& state, const AttentionOutput<T>& out, Workspace& ws) const {
+    state.check(state.queries(), state.value_dim(), M::Bound::has_mass);
+    if (out.value.data() != nullptr)
+      detail::check_size("attention: output value", out.value, state.queries(), state.value_dim());
+    if (!out.log_sum_exp.empty())
+      check_shape("attention: output log_sum_exp", state.queries(), Index(out.log_sum_exp.size()));
+    if (out.weights.data() != nullptr) throw_config_error("attention: weights of a state", "not wanted", 1);
+    auto frame = ws.frame();
+    detail::write_block<M>(this->mean.bind(state.value_dim()), state.total(), 0, state.queries(), out,
+                           static_cast<Saved*>(nullptr), frame.template span<T>(state.value_dim()));
   }
 
   /// Over prepared keys; see PreparedAttention.

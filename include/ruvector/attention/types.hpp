@@ -36,6 +36,17 @@ struct AttentionInput {
     if (bias.rows() == query.rows() && !bias.empty()) rows.bias = bias.rows(first, count);
     return rows;
   }
+  /// The same queries, which keep their positions, and keys first … first+count−1: a shard.
+  [[nodiscard]] AttentionInput key_rows(Index first, Index count) const {
+    AttentionInput shard = *this;
+    shard.key = key.rows(first, count);
+    shard.value = value.rows(first, count);
+    if (!key_scale.empty()) shard.key_scale = key_scale.subspan(std::size_t(first), std::size_t(count));
+    if (!value_scale.empty()) shard.value_scale = value_scale.subspan(std::size_t(first), std::size_t(count));
+    shard.mask = mask.key_rows(first, count, query.rows(), key.rows());
+    if (!bias.empty()) shard.bias = bias.cols(first, count);
+    return shard;
+  }
 };
 
 /// Queries that look at prepared keys.

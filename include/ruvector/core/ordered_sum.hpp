@@ -126,6 +126,38 @@ class OrderedSum {
     if (other.open_end_ != 0) open_end_ = other.open_end_;
   }
 
+  /// Calls f(state, first leaf, level) for what it is made of, in the order of keys: sums over 2^level leaves, and with
+  /// level −1 over the incomplete one. For writing a sum down.
+  template <class F>
+  void for_each(F&& f) const {
+    for (Index k = 0; k < count_; ++k) f(slot(k).state, slot(k).first, slot(k).level);
+  }
+  /// Whether `restore` would take this part.
+  [[nodiscard]] bool can_restore(Index first, int level, Index open_end) const {
+    if (level < incomplete || level > 62 || first < 0) return false;
+    const Index count = Index(1) << std::max(level, 0);
+    if (first % count != 0 || first > PTRDIFF_MAX / leaf_ - count) return false;
+    if (level == incomplete && (open_end_ != 0 || open_end / leaf_ != first || open_end % leaf_ == 0)) return false;
+    for (Index k = 0; k < count_; ++k)
+      if (slot(k).first < first + count && first < slot(k).first + leaves(slot(k))) return false;
+    return true;
+  }
+  /// Puts back a part that `for_each` gave: fill(state) is called with the identity. `open_end` matters for the
+  /// incomplete leaf only. Throws ConfigError, and changes nothing, if a leaf is there already or the part is none of
+  /// the tree.
+  template <std::invocable<State&> Fill>
+  void restore(Index first, int level, Index open_end, Fill&& fill) {
+    if (!can_restore(first, level, open_end)) [[unlikely]]
+      throw_config_error("OrderedSum: part to restore", "a node of the tree", static_cast<double>(first));
+    const Index at = insert(first);
+    fill(slot(at).state);
+    slot(at).level = level;
+    if (level == incomplete)
+      open_end_ = open_end;
+    else
+      collapse(at);
+  }
+
   /// out = the sum over everything added: the value of the tree, absent leaves left out, so it depends on nothing but
   /// the set of leaves. The sum may be continued afterwards. Not const: free slots serve as scratch. O(log n) merges.
   void total(State& out) {
