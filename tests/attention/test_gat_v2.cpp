@@ -1076,6 +1076,7 @@ TEST_CASE("gat_v2: tensors have the names that are documented", "[attention]") {
 
 TEST_CASE("gat_v2: options outside their range are refused", "[attention]") {
   Rng rng(0);
+  static constexpr double nan = std::numeric_limits<double>::quiet_NaN();
   const GatV2Config good{.source_dim = 4, .heads = 2, .channels = 3};
   CHECK_NOTHROW(GatV2<float>(good, rng));
   CHECK_NOTHROW(GatV2<float>({.source_dim = 0, .channels = 1}, rng));
@@ -1091,11 +1092,11 @@ TEST_CASE("gat_v2: options outside their range are refused", "[attention]") {
   refused([](GatV2Config& c) { c.channels = 0; });
   refused([](GatV2Config& c) { c.negative_slope = -0.1; });
   refused([](GatV2Config& c) { c.negative_slope = 1.1; });
-  refused([](GatV2Config& c) { c.negative_slope = NAN; });
+  refused([](GatV2Config& c) { c.negative_slope = nan; });
   refused([](GatV2Config& c) { c.dropout = 1; });
   refused([](GatV2Config& c) { c.dropout = -0.1; });
-  refused([](GatV2Config& c) { c.dropout = NAN; });
-  refused([](GatV2Config& c) { c.loop_feature = INFINITY; });
+  refused([](GatV2Config& c) { c.dropout = nan; });
+  refused([](GatV2Config& c) { c.loop_feature = nan; });
   refused([](GatV2Config& c) { c.edge_in_value = true; });
   refused([](GatV2Config& c) { c.residual = Residual::identity; });
   refused([](GatV2Config& c) { c.target_dim = 5, c.share_weights = true; });
