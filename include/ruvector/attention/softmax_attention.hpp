@@ -26,6 +26,8 @@ class SoftmaxAttention {
   using T = Scalar;            ///< short
   static_assert(std::same_as<T, ScalarOf<M>>, "the score and the mean compute in the same type");
 
+  static constexpr bool splits_rows = true;  ///< a part of the queries costs that part
+
   S score;        ///< how a query is scored against a key
   M mean;         ///< how values are averaged
   T dropout = 0;  ///< in [0, 1): probability with which a weight is dropped, in training only
