@@ -81,6 +81,8 @@ using DoubleBackends = std::tuple<AnyAttention<double>>;
 
 static_assert(DifferentiableAttention<AnyAttention<float>> && ScoringAttention<AnyAttention<double>>);
 static_assert(EdgeAwareAttention<AnyAttention<float>> && PositionalAttention<AnyAttention<float>>);
+static_assert(PreparedAttention<AnyAttention<double>> &&
+              PreparedAttention<MixtureOfExpertsList<NoisyTopKRouter<float>, AnyAttention<float>>>);
 static_assert(std::convertible_to<Flash<float>, AnyAttention<float>>);
 static_assert(!std::convertible_to<Flash<double>, AnyAttention<float>> &&
               !std::convertible_to<Matrix<float>, AnyAttention<float>>);
@@ -230,6 +232,33 @@ TEST_CASE("any attention: edges and positions reach those who see them", "[any]"
         });
 }
 
+TEST_CASE("any attention: prepared keys give the same bits, whole, grown and picked", "[any]") {
+  Rng rng(417);
+  Workspace ws;
+  const laws::Problem<float> problem({.queries = 9, .keys = 9, .dim = dim, .value_dim = dim, .mask = {.causal = true}},
+                                     rng);
+  const AttentionInput<float> in = problem.input();
+  AnyAttention<float>::Prepared prepared, copy, picked;  // one after the other for all backends
+  for_each_backend(rng, [&](const AnyAttention<float>& any) {
+    Matrix<float> expected(9, any.output_dim(dim)), value = expected;
+    any.forward(in, {.value = expected}, ws);
+    any.prepare(in.key.rows(0, 4), in.value.rows(0, 4), prepared, ws);
+    copy = prepared;
+    any.append(in.key.rows(4, 5), in.value.rows(4, 5), prepared, ws);
+    CHECK((copy.rows() == 4 && prepared.rows() == 9));
+    any.forward({.query = in.query, .mask = in.mask}, prepared, {.value = value}, ws);
+    CHECK(support::same_bits(value.span(), expected.span()));
+    const Index ids[] = {2, 3, 4};
+    picked.select(prepared, ids);
+    any.forward({.query = in.query}, picked, {.value = value}, ws);
+    any.forward({.query = in.query, .key = in.key.rows(2, 3), .value = in.value.rows(2, 3)}, {.value = expected}, ws);
+    if (!any.sees_positions())  // picked keys keep theirs
+      CHECK(support::same_bits(value.span(), expected.span()));
+    CHECK(support::allocations_in([&] { any.prepare(in.key, in.value, prepared, ws); }) <= 8);
+    CHECK(support::allocations_in([&] { any.prepare(in.key, in.value, prepared, ws); }) == 0);
+  });
+}
+
 TEST_CASE("any attention: copies are independent, moves leave nothing behind", "[any]") {
   Rng rng(413);
   AnyAttention<float> a = MultiHead<Flash<float>>({.dim = dim, .heads = 2}, rng);
@@ -358,6 +387,16 @@ TEST_CASE("any attention: what the backend does not offer is refused, by name", 
   flash.forward(in, out, saved, ws);
   refused("gradient", [&] { flash.backward(in, saved, {.value = value}, {}, plain_grad, ws); });
   refused("backend", [&] { none.forward(in, out, ws); });
+  AnyAttention<float>::Prepared prepared, unprepared;
+  plain.prepare(in.key, in.value, prepared, ws);
+  plain.append(in.key, in.value, prepared, ws);
+  plain.forward(PreparedInput<float>{.query = in.query}, prepared, out, ws);
+  const AnyAttention<float> linear = LinearAttention<nn::FavorPlus<float>>{{{.dim = dim, .features = 4}, rng}};
+  linear.prepare(in.key, in.value, prepared, ws);
+  refused("prepared", [&] {
+    AnyAttention<float>(MultiHead<Flash<float>>({.dim = dim}, rng)).append(in.key, in.value, unprepared, ws);
+  });
+  refused("prepared", [&] { flash.forward(PreparedInput<float>{.query = in.query}, unprepared, out, ws); });
   refused("backend", [&] { (void)parameter_count(none); });
 }
 

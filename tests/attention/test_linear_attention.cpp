@@ -199,7 +199,8 @@ using Backends = std::tuple<Elu<float>, Elu<double>, Relu<float>, Relu<double>, 
 using SmoothBackends = std::tuple<ExactFavor, ExactExponentials>;
 
 static_assert(DifferentiableAttention<Elu<float>> && ScoringAttention<Relu<double>> &&
-              DifferentiableAttention<Favor<float>> && nn::FeatureMap<Exponentials<double>>);
+              DifferentiableAttention<Favor<float>> && PreparedAttention<Favor<float>> &&
+              nn::FeatureMap<Exponentials<double>>);
 static_assert(std::same_as<LinearAttention<>, Elu<float>>);
 
 TEMPLATE_LIST_TEST_CASE("linear attention: agrees with the formula", "[linear][law]", Backends) {
@@ -353,6 +354,41 @@ TEMPLATE_LIST_TEST_CASE("linear attention: steps cross leaves, and appended keys
     backend.append(problem.key.view().rows(at, count), problem.value.view().rows(at, count), state, ws);
     backend.forward(problem.query.view().rows(at + count - 1, 1), state, {.value = value}, ws);
     REQUIRE(support::same_bits(value.row(0), whole.value.row(at + count - 1)));
+  }
+}
+
+TEMPLATE_LIST_TEST_CASE("linear attention: prepared keys give the same bits, whole, grown and picked", "[linear]",
+                        Backends) {
+  using T = ScalarOf<TestType>;
+  Rng rng(219);
+  Workspace ws;
+  for (int c = 0; c < 20; ++c) {
+    const TestType backend = laws::Subject<TestType>::make(rng);
+    const laws::Problem<T> problem(laws::random_shape<TestType>(rng), rng);
+    const AttentionInput<T> in = problem.input();
+    const Index m = in.query.rows(), n = in.key.rows(), half = n / 2;
+    typename TestType::Prepared prepared, picked;
+    backend.prepare(in.key.rows(0, half), in.value.rows(0, half), prepared, ws);
+    backend.append(in.key.rows(half, n - half), in.value.rows(half, n - half), prepared, ws);
+    CHECK(prepared.rows() == n);
+    const laws::Result<T> expected(backend, in, ws, true);
+    Matrix<T> value(m, in.value.cols()), weights(m, n);
+    Vector<T> lse(m);
+    backend.forward(PreparedInput<T>{.query = in.query, .mask = in.mask}, prepared, {value, lse, weights}, ws);
+    REQUIRE(support::same_bits(value.span(), expected.value.span()));
+    REQUIRE(support::same_bits(weights.span(), expected.weights.span()));
+    REQUIRE(support::same_bits(lse.span(), expected.log_sum_exp.span()));
+
+    const std::vector<Index> ids{n - 1, 0, n / 2};
+    Matrix<T> key(3, in.key.cols()), values(3, in.value.cols()), of_picked(m, in.value.cols());
+    for (Index j = 0; j < 3; ++j) {
+      std::ranges::copy(in.key.row(ids[std::size_t(j)]), key.row(j).begin());
+      std::ranges::copy(in.value.row(ids[std::size_t(j)]), values.row(j).begin());
+    }
+    picked.select(prepared, ids);
+    backend.forward(PreparedInput<T>{.query = in.query}, picked, {.value = of_picked}, ws);
+    backend.forward({.query = in.query, .key = key, .value = values}, {.value = value}, ws);
+    REQUIRE(support::same_bits(value.span(), of_picked.span()));
   }
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "ruvector/attention/concepts.hpp"
+#include "ruvector/attention/key_value_cache.hpp"
 #include "ruvector/attention/types.hpp"
 #include "ruvector/core/error.hpp"
 #include "ruvector/core/parameters.hpp"
@@ -63,6 +64,41 @@ class TensorVisitor {
   ~TensorVisitor() = default;
 };
 
+/// Prepared keys of any backend.
+class HeldKeys {
+ public:
+  virtual ~HeldKeys() = default;
+  [[nodiscard]] virtual std::unique_ptr<HeldKeys> clone() const = 0;
+  [[nodiscard]] virtual Index rows() const = 0;
+  /// Becomes rows of another one; false if that is of another type.
+  [[nodiscard]] virtual bool select(const HeldKeys& from, std::span<const Index> ids) = 0;
+};
+
+/// Holds these prepared keys.
+template <class Prepared>
+class HeldPrepared final : public HeldKeys {
+ public:
+  Prepared keys;
+
+  std::unique_ptr<HeldKeys> clone() const override { return std::make_unique<HeldPrepared>(*this); }
+  Index rows() const override { return keys.rows(); }
+  bool select(const HeldKeys& any_from, std::span<const Index> ids) override {
+    const auto* from = dynamic_cast<const HeldPrepared*>(&any_from);
+    if (from != nullptr) keys.select(from->keys, ids);
+    return from != nullptr;
+  }
+};
+
+/// What a backend prepares; one that does not prepare keeps keys as they are.
+template <class A>
+struct PreparedOfBackend {
+  using Type = KeyValueCache<ScalarOf<A>>;
+};
+template <PreparedAttention A>
+struct PreparedOfBackend<A> {
+  using Type = typename A::Prepared;
+};
+
 /// What AnyAttention holds.
 template <Real T>
 class HeldAttention {
@@ -79,6 +115,11 @@ class HeldAttention {
                         const AnySideGradient<T>& d_side, HeldAttention& grad, Workspace& ws) const = 0;
   virtual void scores(const AttentionInput<T>& in, const AnySide<T>& side, MatrixView<T> scores,
                       Workspace& ws) const = 0;
+  virtual void prepare(MatrixView<const T> key, MatrixView<const T> value, std::unique_ptr<HeldKeys>& prepared,
+                       Workspace& ws) const = 0;
+  virtual void append(MatrixView<const T> key, MatrixView<const T> value, HeldKeys* prepared, Workspace& ws) const = 0;
+  virtual void forward(const PreparedInput<T>& in, const HeldKeys* prepared, const AttentionOutput<T>& out,
+                       Workspace& ws) const = 0;
   virtual void visit(TensorVisitor<T>& visitor) const = 0;
   [[nodiscard]] virtual bool same_type(const HeldAttention& other) const = 0;
   [[nodiscard]] virtual bool trains() const = 0;
@@ -180,6 +221,36 @@ class HeldBackend final : public HeldAttention<ScalarOf<A>> {
         any_side);
   }
 
+  void prepare(MatrixView<const T> key, MatrixView<const T> value, std::unique_ptr<HeldKeys>& any_prepared,
+               Workspace& ws) const override {
+    if (dynamic_cast<Keys*>(any_prepared.get()) == nullptr) any_prepared = std::make_unique<Keys>();
+    auto& prepared = keys_of<Keys>(any_prepared.get());
+    if constexpr (PreparedAttention<A>) {
+      backend.prepare(key, value, prepared, ws);
+    } else {
+      prepared.clear(key.cols(), value.cols());
+      prepared.append(key, value);
+    }
+  }
+  void append(MatrixView<const T> key, MatrixView<const T> value, HeldKeys* any_prepared,
+              [[maybe_unused]] Workspace& ws) const override {
+    auto& prepared = keys_of<Keys>(any_prepared);
+    if constexpr (PreparedAttention<A>)
+      backend.append(key, value, prepared, ws);
+    else
+      prepared.append(key, value);
+  }
+  void forward(const PreparedInput<T>& in, const HeldKeys* any_prepared, const AttentionOutput<T>& out,
+               Workspace& ws) const override {
+    const auto& prepared = keys_of<const Keys>(any_prepared);
+    if constexpr (PreparedAttention<A>)
+      backend.forward(in, prepared, out, ws);
+    else
+      backend.forward(
+          {.query = in.query, .key = prepared.key(), .value = prepared.value(), .mask = in.mask, .bias = in.bias}, out,
+          ws);
+  }
+
   void visit(TensorVisitor<T>& visitor) const override {
     if constexpr (Module<A>) for_each_parameter(Sink{visitor}, backend);
   }
@@ -192,6 +263,15 @@ class HeldBackend final : public HeldAttention<ScalarOf<A>> {
   bool sees_positions() const override { return PositionalAttention<A>; }
 
  private:
+  using Keys = HeldPrepared<typename PreparedOfBackend<A>::Type>;
+
+  template <class Held, class Any>
+  [[nodiscard]] static auto& keys_of(Any* any_prepared) {
+    auto* held = dynamic_cast<Held*>(any_prepared);
+    if (held == nullptr) throw_not_offered("keys prepared by another backend", "the one that prepared them");
+    return held->keys;
+  }
+
   struct Sink {
     TensorVisitor<T>& visitor;
     void operator()(std::string_view path, std::span<const T> tensor) const { visitor.learned(path, tensor); }
@@ -331,6 +411,58 @@ class AnyAttention {
   }
   void scores(const AttentionInput<T>& in, const GraphPositions<T>& at, MatrixView<T> scores, Workspace& ws) const {
     held().scores(in, at, scores, ws);
+  }
+  ///@}
+
+  /// Keys and values prepared by whatever backend; see PreparedAttention.
+  class Prepared {
+   public:
+    /// None.
+    Prepared() = default;
+    /// Copies the keys.
+    ///@{
+    Prepared(const Prepared& other) : held_(other.held_ ? other.held_->clone() : nullptr) {}
+    Prepared& operator=(const Prepared& other) {
+      if (this != &other) held_ = other.held_ ? other.held_->clone() : nullptr;
+      return *this;
+    }
+    ///@}
+    /// Takes over the keys; the other has none.
+    ///@{
+    Prepared(Prepared&&) noexcept = default;
+    Prepared& operator=(Prepared&&) noexcept = default;
+    ///@}
+    ~Prepared() = default;
+
+    /// Keys.
+    [[nodiscard]] Index rows() const { return held_ ? held_->rows() : 0; }
+    /// Becomes rows ids[0], ids[1], … of another one; keeps its memory where the backend is the same. Throws
+    /// ShapeError for an id out of range.
+    void select(const Prepared& from, std::span<const Index> ids) {
+      if (!from.held_) detail::throw_not_offered("a selection of keys", "the one that prepared them");
+      if (held_ && held_->select(*from.held_, ids)) return;
+      std::unique_ptr<detail::HeldKeys> other = from.held_->clone();
+      (void)other->select(*from.held_, ids);
+      held_ = std::move(other);
+    }
+
+   private:
+    friend class AnyAttention;
+    std::unique_ptr<detail::HeldKeys> held_;
+  };
+
+  /// Prepares keys as the backend does, or copies them where it has no use for that. Keys of another backend throw
+  /// ConfigError.
+  ///@{
+  void prepare(MatrixView<const T> key, MatrixView<const T> value, Prepared& prepared, Workspace& ws) const {
+    held().prepare(key, value, prepared.held_, ws);
+  }
+  void append(MatrixView<const T> key, MatrixView<const T> value, Prepared& prepared, Workspace& ws) const {
+    held().append(key, value, prepared.held_.get(), ws);
+  }
+  void forward(const PreparedInput<T>& in, const Prepared& prepared, const AttentionOutput<T>& out,
+               Workspace& ws) const {
+    held().forward(in, prepared.held_.get(), out, ws);
   }
   ///@}
 

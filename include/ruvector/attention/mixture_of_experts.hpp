@@ -2,6 +2,7 @@
 #pragma once
 
 #include "ruvector/attention/concepts.hpp"
+#include "ruvector/attention/key_value_cache.hpp"
 #include "ruvector/attention/types.hpp"
 #include "ruvector/core/error.hpp"
 #include "ruvector/core/matrix.hpp"
@@ -581,6 +582,25 @@ class BasicMixtureOfExperts {
     forward(in, {.value = {}, .weights = scores}, ws);
     for (Index i = 0; i < scores.rows(); ++i) simd::log<T>(scores.row(i), scores.row(i));
   }
+
+  /// Keys and values as they are: which expert wants them how, queries decide.
+  using Prepared = KeyValueCache<T>;
+
+  /// Copies keys and values; see PreparedAttention.
+  ///@{
+  void prepare(MatrixView<const T> key, MatrixView<const T> value, Prepared& prepared, Workspace& ws) const {
+    prepared.clear(key.cols(), value.cols());
+    append(key, value, prepared, ws);
+  }
+  void append(MatrixView<const T> key, MatrixView<const T> value, Prepared& prepared, Workspace&) const {
+    prepared.append(key, value);
+  }
+  void forward(const PreparedInput<T>& in, const Prepared& prepared, const AttentionOutput<T>& out,
+               Workspace& ws) const {
+    forward({.query = in.query, .key = prepared.key(), .value = prepared.value(), .mask = in.mask, .bias = in.bias},
+            out, ws);
+  }
+  ///@}
 
   /// Names the router and the experts.
   template <class Visit, class... Self>
