@@ -749,6 +749,36 @@ TEST_CASE("gat_v2: a node without edges has residual and bias alone, and sends n
   }
 }
 
+TEST_CASE("gat_v2: no node and no feature are sizes, too", "[attention]") {
+  Rng rng(233);
+  Workspace ws;
+  const graph::CsrGraph<> none;
+  Matrix<float> nothing(0, 4), out(0, 6);
+  const GatV2<float> a({.source_dim = 4, .heads = 2, .channels = 3, .residual = Residual::linear}, rng);
+  GatV2<float>::Saved saved;
+  GatV2<float> grad = zeros_like(a);
+  a.forward(none.view(), nothing, nothing, {}, out, saved, ws);
+  a.backward(none.view(), nothing, nothing, {}, saved, out, nothing, nothing, {}, grad, ws);
+  for_each_parameter(
+      [](std::string_view, std::span<const float> x) {
+        for (const float g : x) CHECK(g == 0);
+      },
+      std::as_const(grad));
+
+  // Without features of nodes the edges decide.
+  for (const bool bias : {false, true}) {
+    const GraphProblem<float> problem(
+        {.source_dim = 0, .edge_dim = 2, .heads = 2, .channels = 3, .edge_in_value = true, .bias = bias}, 4, 9, rng);
+    const Matrix<float> value = problem.train(saved, ws);
+    const Naive<double> expected = problem.attention();
+    for (Index i = 0; i < 4; ++i)
+      for (Index c = 0; c < 6; ++c)
+        CHECK(support::near(double(value(i, c)), expected.value[std::size_t(6 * i + c)] + problem.rest(i, c),
+                            {.absolute = 1e-5}));
+    CHECK(problem.backward(saved, ws).weights.attention.size() == 6);
+  }
+}
+
 TEST_CASE("gat_v2: what nobody sees does not reach the gradients", "[attention]") {
   // Key 3, query 1 (which sees nothing) and the edges between those who do not see each other hold NaN.
   constexpr float nan = std::numeric_limits<float>::quiet_NaN();

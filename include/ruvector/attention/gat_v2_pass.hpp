@@ -685,12 +685,13 @@ class GatV2Pass {
     return add_lanes(simd::load_partial(slots + group * layout.side, layout.side), layout.side);
   }
 
-  // 0 or 1/(1 − p) a head: the splitmix64 generator of this pass, at the place that belongs to the edge and head.
+  // 0 or 1/(1 − p) a head: the splitmix64 generator of this pass, at the place that belongs to the edge and head. So a
+  // weight has the same fate from both ends of its edge, in both passes and on every machine.
   [[nodiscard]] B keep_factor(Index edge, Index group) const {
     if (dropout == 0) return B(T(1));
     T factor[width];
     for (Index lane = 0; lane < width; ++lane) {
-      const auto place = std::uint64_t(edge * layout.slots() + group * layout.side + lane % layout.side);
+      const auto place = std::uint64_t(edge * layout.heads + group * layout.side + lane % layout.side);
       const std::uint64_t bits = ruvector::detail::mix_bits(dropout_key + (place + 1) * 0x9e3779b97f4a7c15u);
       factor[lane] = double(bits >> 11) * 0x1p-53 < dropout ? T(0) : T(1 / (1 - dropout));
     }
