@@ -158,5 +158,72 @@ TEMPLATE_LIST_TEST_CASE("attention by distance: gradients are right", "[attentio
   laws::gradients_are_right<TestType>(210, 20);
 }
 
+// A float point of the ball at 1 − 10⁻ᵏ of the radius.
+std::vector<float> near_the_rim(int k, std::span<const double> direction) {
+  double norm = 0;
+  for (const double x : direction) norm += x * x;
+  const double radius = (1 - std::pow(10.0, -k)) / std::sqrt(norm);
+  std::vector<float> point;
+  for (const double x : direction) point.push_back(float(radius * x));
+  return point;
+}
+
+TEST_CASE("attention by distance: in float it is right near the rim, too", "[attention]") {
+  Rng rng(211);
+  Workspace ws;
+  const Index d = 16, n = 200;
+  const HyperbolicFlash<float> backend = make_hyperbolic<HyperbolicFlash<float>>({.input = Points::on_manifold});
+  for (const int k : {1, 2, 3, 4}) {
+    double worst = 0, worst_backward = 0, worst_gradient = 0;
+    for (int trial = 0; trial < 20; ++trial) {
+      std::vector<double> direction(16), other(16);
+      for (double& x : direction) x = rng.normal();
+      Matrix<float> query(1, d), key(n, d), value(n, 2);
+      std::ranges::copy(near_the_rim(k, direction), query.row(0).begin());
+      for (Index j = 0; j < n; ++j) {
+        // Far ones in any direction; near ones within angles down to a hundredth of the distance from the rim.
+        const double spread = j % 2 == 0 ? 1 : std::pow(10.0, -k - 2 + 3 * rng.uniform());
+        for (std::size_t i = 0; i < 16; ++i) other[i] = direction[i] * double(j % 2) + spread * rng.normal();
+        std::ranges::copy(near_the_rim(k, other), key.row(j).begin());
+      }
+      Matrix<float> scores(1, n);
+      backend.scores({query, key, value}, scores, ws);
+      for (Index j = 0; j < n; ++j) {
+        const double truth = double(distance<long double, float>(backend.score, query.row(0), key.row(j)));
+        const double bound = 2e-3 + 1e-4 * truth;
+        worst = std::max(worst, std::fabs(-double(scores(0, j)) - truth) / bound);
+
+        // With one key the weight is 1, so the gradient of the log-sum-exp by β is −d, as backward sees it.
+        const AttentionInput<float> one{query, key.view().rows(j, 1), value.view().rows(j, 1)};
+        HyperbolicFlash<float>::Saved saved;
+        HyperbolicFlash<float> grad = zeros_like(backend);
+        Matrix<float> out(1, 2), zero(1, 2), d_query(1, d), d_key(1, d);
+        const Vector<float> d_lse(1, 1.0F);
+        backend.forward(one, {out}, saved, ws);
+        backend.backward(one, saved, {zero, d_lse.span()}, {d_query, d_key, {}}, grad, ws);
+        const double beta_slope = -std::expm1(-double(backend.score.beta.value()));
+        worst_backward = std::max(worst_backward, std::fabs(-double(grad.score.beta.raw) / beta_slope - truth) / bound);
+
+        const geometry::PoincareBall<double> ball;
+        geometry::PoincareBall<double> unused;
+        const std::vector<double> q(query.row(0).begin(), query.row(0).end()), x(key.row(j).begin(), key.row(j).end());
+        std::vector<double> g_query(16), g_key(16);
+        ball.distance_vjp(q, x, -1.0, g_query, g_key, unused);
+        double error = 0, size = 0;
+        for (std::size_t i = 0; i < 16; ++i) {
+          error += std::pow(double(d_query(0, Index(i))) - g_query[i], 2) +
+                   std::pow(double(d_key(0, Index(i))) - g_key[i], 2);
+          size += g_query[i] * g_query[i] + g_key[i] * g_key[i];
+        }
+        worst_gradient = std::max(worst_gradient, std::sqrt(error / size));
+      }
+    }
+    CAPTURE(k, worst, worst_backward, worst_gradient);
+    CHECK(worst <= 1);
+    CHECK(worst_backward <= 1);
+    CHECK(worst_gradient <= 2e-3);
+  }
+}
+
 }  // namespace
 }  // namespace test_hyperbolic
