@@ -479,6 +479,22 @@ TEMPLATE_LIST_TEST_CASE("graph rope: appended keys are keys, bit for bit", "[att
   CHECK(support::allocations_in(look) == 0);
 }
 
+TEST_CASE("graph rope: heads look at prepared keys with coordinates", "[attention]") {
+  Rng rng(325);
+  Workspace ws;
+  using A = MultiHead<GraphRope<Flash<float>>>;
+  const GraphRope<Flash<float>> inner({.rotary_dim = 2, .coordinates = 3, .initializer = FrequencyInitializer::normal},
+                                      rng);
+  const A layer({.dim = 8, .heads = 4, .kv_heads = 2, .value_dim = 5}, rng, inner);
+  const Placed<float> problem({.queries = 3, .keys = 30, .dim = 8, .value_dim = 5}, 3, rng);
+  Matrix<float> whole(3, 8), prepared(3, 8);
+  layer.forward(problem.input(), problem.at(), AttentionOutput<float>{whole}, ws);
+  A::Prepared keys;
+  layer.prepare(problem.key, problem.value, keys, ws);
+  layer.forward(PreparedInput<float>{.query = problem.query}, problem.at(), keys, AttentionOutput<float>{prepared}, ws);
+  CHECK(same_bits(whole.span(), prepared.span()));
+}
+
 // --- Borders. ---
 
 TEST_CASE("graph rope: what is hidden does not reach the gradient of frequencies", "[attention]") {

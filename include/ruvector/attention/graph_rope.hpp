@@ -435,26 +435,28 @@ class GraphRope {
                         MatrixView<const T> y, MatrixView<const T> d_y, MatrixView<T> d_x, MatrixView<T> d_at,
                         Matrix<T>& d_omega, Workspace& ws) {
     auto frame = ws.frame();
-    const MatrixView<T> d_theta = frame.matrix<T>(y.rows(), omega.rows());
+    const MatrixView<T> d_theta = frame.matrix<T>(y.rows(), omega.rows()), seen = frame.matrix<T>(at.rows(), at.cols());
     for (Index i = 0; i < y.rows(); ++i) {
-      if (zero(d_y.row(i))) {  // may be hidden and hold anything, NaN too
+      if (zero(d_y.row(i))) {  // may be hidden and hold anything, NaN too, which must not reach Ω: 0 · NaN
         std::ranges::fill(d_theta.row(i), T(0));
+        std::ranges::fill(seen.row(i), T(0));
         continue;
       }
-      for (Index n = 0; n < omega.rows(); ++n)
-        d_theta(i, n) = d_y(i, 2 * n + 1) * y(i, 2 * n) - d_y(i, 2 * n) * y(i, 2 * n + 1);
+      std::ranges::copy(at.row(i), seen.row(i).begin());
+      differentiate_angles(y.row(i), d_y.row(i), d_theta.row(i));
       if (d_x.data() != nullptr) add_turned_back(turns.row(i), d_y.row(i), d_x.row(i));
-      if (d_at.data() != nullptr)
-        for (Index n = 0; n < omega.rows(); ++n) simd::axpy(d_theta(i, n), omega.row(n), d_at.row(i));
     }
+    // θ = r Ωᵀ
+    if (d_at.data() != nullptr) simd::gemm<T>(d_theta, omega, d_at, ws, simd::Product::accumulate);
     nn::add_row_sums(y.rows(), std::array{d_omega.span()}, ws,
-                     [&](const std::array<std::span<T>, 1>& parts, Index first, Index last, Workspace&) {
-                       const MatrixView<T> sum(parts[0].data(), omega.rows(), omega.cols());
-                       std::ranges::fill(parts[0], T(0));
-                       for (Index i = first; i < last; ++i)
-                         if (!zero(d_theta.row(i)))
-                           for (Index n = 0; n < omega.rows(); ++n) simd::axpy(d_theta(i, n), at.row(i), sum.row(n));
+                     [&](const std::array<std::span<T>, 1>& parts, Index first, Index last, Workspace& own) {
+                       simd::gemm_left_transposed<T>(d_theta.rows(first, last - first), seen.rows(first, last - first),
+                                                     MatrixView<T>(parts[0].data(), omega.rows(), omega.cols()), own);
                      });
+  }
+  // θ̄_n = ȳ_{2n+1} y_{2n} − ȳ_{2n} y_{2n+1}
+  static void differentiate_angles(std::span<const T> y, std::span<const T> d_y, std::span<T> d_theta) {
+    for (std::size_t n = 0; n < d_theta.size(); ++n) d_theta[n] = d_y[2 * n + 1] * y[2 * n] - d_y[2 * n] * y[2 * n + 1];
   }
   // d_x += R(−θ) d_y
   static void add_turned_back(std::span<const T> turn, std::span<const T> d_y, std::span<T> d_x) {

@@ -179,7 +179,8 @@ class MultiHead {
     Rng rng{0};                                ///< for dropout; seeded by the caller, and seeds the heads'
   };
 
-  /// Keys and values projected, kv heads side by side.
+  /// Keys and values projected, kv heads side by side, before a head sees them: heads that turn keys by their positions
+  /// in a sequence count the rows that are there, also after `select`; give them coordinates instead.
   using Prepared = KeyValueCache<T>;
 
   /// Writes what is wanted of `out`; `log_sum_exp` only if there is one head. Wanted weights are averaged, which takes
@@ -274,19 +275,21 @@ class MultiHead {
   template <Executor E = Serial>
   void forward(const PreparedInput<T>& in, const Prepared& prepared, const AttentionOutput<T>& out, Workspace& ws,
                E&& executor = Serial{}) const {
-    check_prepared(prepared);
-    check_shape("MultiHead: columns of query", query.input_dim(), in.query.cols());
-    AttentionInput<T> projected{
-        .query = in.query, .key = prepared.key(), .value = prepared.value(), .mask = in.mask, .bias = in.bias};
-    check(projected, out);
-    auto frame = ws.frame();
-    const MatrixView<T> rows = frame.matrix<T>(in.query.rows(), query.weight.rows());
-    query.forward(in.query, rows, ws, executor);
-    projected.query = rows;
-    evaluate(projected, out, ws, executor,
-             [&](std::size_t h, const AttentionInput<T>& head, const AttentionOutput<T>& to, Workspace& own) {
-               heads[h].forward(head, to, own);
-             });
+    look_up(in, prepared, out, ws, executor,
+            [&](std::size_t h, const AttentionInput<T>& head, const AttentionOutput<T>& to, Workspace& own) {
+              heads[h].forward(head, to, own);
+            });
+  }
+  /// The same with information for every head, about these queries and the prepared keys.
+  template <class Side>
+    requires AttentionWith<Inner, Side>
+  void forward(const PreparedInput<T>& in, const Side& side, const Prepared& prepared, const AttentionOutput<T>& out,
+               Workspace& ws) const {
+    Serial serial;
+    look_up(in, prepared, out, ws, serial,
+            [&](std::size_t h, const AttentionInput<T>& head, const AttentionOutput<T>& to, Workspace& own) {
+              heads[h].forward(head, side, to, own);
+            });
   }
 
  private:
@@ -360,6 +363,20 @@ class MultiHead {
     const MatrixView<T> q = frame.matrix<T>(m, query.weight.rows()), k = frame.matrix<T>(n, key.weight.rows()),
                         v = frame.matrix<T>(n, value.weight.rows());
     evaluate(project(in, q, k, v, ws, executor), out, ws, executor, head_forward);
+  }
+  template <class E, class Forward>
+  void look_up(const PreparedInput<T>& in, const Prepared& prepared, const AttentionOutput<T>& out, Workspace& ws,
+               E& executor, Forward&& head_forward) const {
+    check_prepared(prepared);
+    check_shape("MultiHead: columns of query", query.input_dim(), in.query.cols());
+    AttentionInput<T> projected{
+        .query = in.query, .key = prepared.key(), .value = prepared.value(), .mask = in.mask, .bias = in.bias};
+    check(projected, out);
+    auto frame = ws.frame();
+    const MatrixView<T> rows = frame.matrix<T>(in.query.rows(), query.weight.rows());
+    query.forward(in.query, rows, ws, executor);
+    projected.query = rows;
+    evaluate(projected, out, ws, executor, head_forward);
   }
   template <class E, class Forward>
   void evaluate(const AttentionInput<T>& projected, const AttentionOutput<T>& out, Workspace& ws, E& executor,
