@@ -17,6 +17,7 @@
 #include <cmath>
 #include <concepts>
 #include <limits>
+#include <numbers>
 #include <span>
 
 namespace ruvector::inline RUVECTOR_ABI::attention {
@@ -27,10 +28,12 @@ namespace detail {
 /// floats near the rim leaves nothing of their distance.
 inline constexpr double near_pairs = 0x1p-10;
 
-/// x, or 0 where rounding made it negative; NaN stays.
+/// x ≥ 0, where rounding made it negative, and not so far that E = e^(√c d) overflows; NaN stays.
 template <Real T>
-[[nodiscard]] simd::Batch<T> not_negative(simd::Batch<T> x) {
-  return simd::select(x < simd::Batch<T>(T(0)), simd::Batch<T>(T(0)), x);
+[[nodiscard]] simd::Batch<T> in_reach(simd::Batch<T> x) {
+  using B = simd::Batch<T>;
+  constexpr T farthest = std::same_as<T, float> ? T(1e18) : T(1e150);
+  return simd::max(B(T(0)), simd::min(B(farthest), x));
 }
 
 /// How far two points are apart, as a number t that products give: t = scalars − product. Here t = ‖q − k‖².
@@ -50,7 +53,7 @@ struct Separation<geometry::Euclidean<T>> {
     if (!d_x.empty()) simd::axpy(2 * *d, x, d_x);
   }
   [[nodiscard]] B measure(B dot, const B* q, const B* k) const {
-    return not_negative(simd::fnma(B(T(2)), dot, q[0] + k[0]));
+    return simd::max(B(T(0)), simd::fnma(B(T(2)), dot, q[0] + k[0]));
   }
   void measure_vjp(B d_t, B, const B*, const B*, B& d_dot, B* d_q, B* d_k, B&) const {
     d_dot = d_t * B(T(-2));
@@ -105,7 +108,7 @@ struct Separation<geometry::PoincareBall<T>> {
   }
 
   [[nodiscard]] B measure(B dot, const B* q, const B* k) const {
-    return not_negative(simd::fnma(q[2] * k[2], dot, simd::fma(q[1], k[0], q[0] * k[1])));
+    return in_reach(simd::fnma(q[2] * k[2], dot, simd::fma(q[1], k[0], q[0] * k[1])));
   }
   void measure_vjp(B d_t, B dot, const B* q, const B* k, B& d_dot, B* d_q, B* d_k, B&) const {
     d_dot = -(d_t * (q[2] * k[2]));
@@ -184,7 +187,7 @@ struct Separation<geometry::Lorentz<T>> {
     d_curvature += T(double(*d) * (h * h - 1) / (2 * double(curvature) * h));
   }
   [[nodiscard]] B measure(B dot, const B* q, const B* k) const {
-    return not_negative(simd::fnma(B(curvature), dot, simd::fma(q[0], k[0], B(T(-1)))));
+    return in_reach(simd::fnma(B(curvature), dot, simd::fma(q[0], k[0], B(T(-1)))));
   }
   void measure_vjp(B d_t, B dot, const B* q, const B* k, B& d_dot, B* d_q, B* d_k, B& d_curvature) const {
     d_curvature = simd::fnma(d_t, dot, d_curvature);
@@ -289,8 +292,10 @@ struct DistanceScore {
     Separation separation;
     Positive<T> beta_parameter, curvature_parameter;
     T beta, curvature;
-    int power;        ///< ρ
-    int integer = 0;  ///< β/√c, if that is a small integer
+    int power;                     ///< ρ
+    int integer = 0;               ///< p = β/√c, if that is a small integer
+    T exponent, inverse_exponent;  ///< p, 1/p
+    T limit;                       ///< of ranks, for softmax_margin
 
     explicit Bound(const DistanceScore& score)
         : separation(score.curvature.value(), score.input),
@@ -300,9 +305,12 @@ struct DistanceScore {
           curvature(curved ? score.curvature.value() : T(1)),
           power(score.power) {
       const double p = double(beta) / std::sqrt(double(curvature)), nearest = std::round(p);
-      constexpr double same = 2 * double(std::numeric_limits<T>::epsilon()), most = 16;
+      constexpr double same = 2 * double(std::numeric_limits<T>::epsilon()), most = 8;
       if (curved && power == 1 && nearest >= 1 && nearest <= most && std::fabs(p - nearest) <= same * nearest)
         integer = int(nearest);
+      exponent = T(integer > 0 ? nearest : p);
+      inverse_exponent = 1 / exponent;
+      limit = T(integer > 0 ? std::exp(-softmax_margin / p) : softmax_margin / (p * std::numbers::ln2));
     }
 
     [[nodiscard]] Index column(int) const { return separation.column(); }
@@ -389,14 +397,25 @@ struct DistanceScore {
       if constexpr (curved) curvature_parameter.add(sums[1], grad.curvature);
     }
 
-    /// Where p = β/√c is an integer, weights (E_μ/E)^p with E = e^(√c d): no logarithm. The rank is −E.
+    /// With E = e^(√c d) and p = β/√c the weights are 2^(−p log₂E − μ log₂e), or (E_μ/E)^p without a logarithm where p
+    /// is a small integer. The rank is −log₂E, or −E.
     ///@{
-    [[nodiscard]] bool ranked() const { return integer > 0; }
-    [[nodiscard]] B rank(const B* z, const B*, const B*) const { return -exponential(z[0]); }
-    [[nodiscard]] T rank_logit(T rank) const { return -T(integer) * std::log(-rank); }
-    [[nodiscard]] T rank_reference(T mu) const { return std::exp(-mu / T(integer)); }
-    [[nodiscard]] T rank_limit(T reference, T margin) const { return -reference * std::exp(-margin / T(integer)); }
+    [[nodiscard]] bool ranked() const { return curved && power == 1; }
+    [[nodiscard]] B rank(const B* z, const B*, const B*) const {
+      const B e = exponential(z[0]);
+      return -(integer > 0 ? e : simd::log2_above_one(e));
+    }
+    [[nodiscard]] T rank_logit(T rank) const {
+      return integer > 0 ? -exponent * std::log(-rank) : exponent * std::numbers::ln2_v<T> * rank;
+    }
+    [[nodiscard]] T rank_reference(T mu) const {
+      return integer > 0 ? std::exp(-mu / exponent) : mu * std::numbers::log2e_v<T>;
+    }
+    [[nodiscard]] T rank_limit(T reference) const {
+      return integer > 0 ? -reference * limit : reference * inverse_exponent + limit;
+    }
     [[nodiscard, gnu::always_inline]] B rank_weight(B rank, B reference) const {
+      if (integer == 0) return simd::exp2_softmax(simd::fma(rank, B(exponent), -reference));
       const B base = -reference / rank;
       B weight = base;
       for (int p = 1; p < integer; ++p) weight = weight * base;
@@ -407,6 +426,7 @@ struct DistanceScore {
    private:
     [[nodiscard]] static B exponential(B t) { return t + simd::sqrt(t * (t + B(T(2)))) + B(T(1)); }
     [[nodiscard]] B distance(B t) const {
+      if (power == 1) return B(std::numbers::ln2_v<T> / std::sqrt(curvature)) * simd::log2_above_one(exponential(t));
       return B(1 / std::sqrt(curvature)) * simd::log1p(t + simd::sqrt(t * (t + B(T(2)))));
     }
   };

@@ -37,6 +37,9 @@
 
 namespace ruvector::inline RUVECTOR_ABI::attention {
 
+/// The reference μ of a softmax moves only if a logit exceeds it by more: terms stay below e⁵, and moving is rare.
+inline constexpr double softmax_margin = 5;
+
 /// What a bound score need not say.
 template <Real T>
 struct PairScore {
@@ -138,14 +141,14 @@ struct DotScore {
 
     /// Weights 2^(factor log₂e · q·k − μ log₂e): one rounding, no product with the scale before. `rank_logit`: the
     /// logit of a rank; `rank_reference`: what `rank_weight` needs of μ; `rank_limit`: the rank of the logit μ +
-    /// margin.
+    /// softmax_margin.
     ///@{
     [[nodiscard]] bool ranked() const { return !capped && factor > 0; }
     [[nodiscard]] B rank(const B* z, const B*, const B*) const { return z[0]; }
     [[nodiscard]] T rank_logit(T rank) const { return rank * factor; }
     [[nodiscard]] T rank_reference(T mu) const { return mu * std::numbers::log2e_v<T>; }
-    [[nodiscard]] T rank_limit(T reference, T margin) const {
-      return reference * (1 / (factor * std::numbers::log2e_v<T>)) + margin / factor;
+    [[nodiscard]] T rank_limit(T reference) const {
+      return reference * (1 / (factor * std::numbers::log2e_v<T>)) + T(softmax_margin) / factor;
     }
     [[nodiscard, gnu::always_inline]] B rank_weight(B rank, B reference) const {
       return simd::exp2_softmax(simd::fma(rank, B(factor * std::numbers::log2e_v<T>), -reference));

@@ -164,8 +164,7 @@ template <class L, class T>
 void weigh_row(const L& logits, Index i, Index begin, bool covered, T* dots, const T* packed, const T* masses,
                const BlockState<T>& state, Index r, const Dropout<T>* dropout) {
   using B = simd::Batch<T>;
-  // The reference moves only if a logit exceeds it by more: terms stay below e⁵, and moving is rare.
-  constexpr T margin = T(5);
+  constexpr T margin = T(softmax_margin);
   constexpr Index width = simd::lanes<T>;
   B x[tile_vectors<T>];
   const auto move = [&](T logit) {
@@ -185,7 +184,7 @@ void weigh_row(const L& logits, Index i, Index begin, bool covered, T* dots, con
       const auto& bound = logits.bound();
       const B largest = top();
       bool usual = std::fabs(state.mu(r)) < huge_logit<T>;
-      if (!usual || simd::any(largest > B(bound.rank_limit(state.rank_mu(r), margin)))) [[unlikely]] {
+      if (!usual || simd::any(largest > B(bound.rank_limit(state.rank_mu(r))))) [[unlikely]] {
         const T logit = bound.rank_logit(simd::reduce_max(largest));
         usual = std::fabs(logit) < huge_logit<T> && !(state.mu(r) >= huge_logit<T>);
         if (usual && logit > state.mu(r)) move(logit);

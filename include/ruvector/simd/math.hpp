@@ -258,6 +258,27 @@ template <Real T>
   return select(x > Batch<T>(T(-1)), select(x == Batch<T>(Limits::infinity()), x, y), outside);
 }
 
+/// log₂ x for finite x ≥ 1: to 2.2e-7 plus half an ULP in float, where the logarithm is an exponent that only its
+/// absolute error matters to, at a third of the cost of `log`; NaN where x is NaN. In double log(x)/ln 2.
+template <Real T>
+[[nodiscard, gnu::always_inline]] inline Batch<T> log2_above_one(Batch<T> x) {
+  using C = detail::MathConstants<T>;
+  if constexpr (sizeof(T) == 8) {
+    return log(x) * C::log2_e;
+  } else {
+    // log₂(1 + m)/m on [0, 1), a minimax fit of the absolute error of log₂(1 + m) by reweighted least squares: 4.6e-8
+    constexpr std::array<float, 8> quotient = {0x1.71542p+0f,  -0x1.713ca4p-1f, 0x1.ea2c1p-2f,  -0x1.63a2e6p-2f,
+                                               0x1.ef56ccp-3f, -0x1.19a4c8p-3f, 0x1.aa779ep-5f, -0x1.310ae6p-7f};
+    using Bits = Words<float>;
+    constexpr float two_to_digits = 0x1p23f;
+    constexpr std::uint32_t fraction = (1u << 23) - 1, one = 0x3f800000u;
+    const Bits bits = to_bits(x);
+    const Batch<float> e = from_bits((bits >> 23) | to_bits(Batch<float>(two_to_digits))) - (two_to_digits + 127.0f);
+    const Batch<float> m = from_bits((bits & Bits(fraction)) | Bits(one)) - 1.0f;
+    return fma(m, detail::polynomial(m, quotient), e + (x - x));  // x − x: NaN stays
+  }
+}
+
 /// tanh x, ≤ 0.9 ULP.
 template <Real T>
 [[nodiscard, gnu::always_inline]] inline Batch<T> tanh(Batch<T> x) {
