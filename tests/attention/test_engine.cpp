@@ -322,6 +322,7 @@ TEMPLATE_LIST_TEST_CASE("engine: nodes look at their neighbours", "[attention]",
 
 // Heap of a workspace, and of what a training step keeps (performance.md M1, M2).
 TEST_CASE("engine: memory is that of a block, whatever the length", "[attention]") {
+  if (!support::allocations_counted()) return;  // sanitizers of clang
   Rng rng(651);
   const Index d = 64, mebibyte = Index(1) << 20;
   const Matrix<float> rows = random<float>(65536, d, rng);

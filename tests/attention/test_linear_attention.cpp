@@ -463,6 +463,20 @@ TEST_CASE("linear attention: what sums over all keys cannot express is refused",
   refused({.mask = {.window_right = 3}});
 }
 
+TEST_CASE("linear attention: the zero of an absent key has no sign", "[linear]") {
+  // The first product rounds to −0, to which the whole adds 0 · 1 for the key that query 0 does not see.
+  const Elu<double> backend;
+  Workspace ws;
+  const Matrix<double> x(2, 1, -3);
+  Matrix<double> value(2, 1, 1), whole(2, 1), step(1, 1);
+  value(0, 0) = -std::numeric_limits<double>::denorm_min();
+  backend.forward({.query = x, .key = x, .value = value, .mask = {.causal = true}}, {.value = whole}, ws);
+  auto state = backend.state(1, 1);
+  const MatrixView<const double> row = x.view().rows(0, 1);
+  backend.step(row, row, value.view().rows(0, 1), state, {.value = step}, ws);
+  CHECK(support::same_bits(step(0, 0), whole(0, 0)));
+}
+
 TEST_CASE("linear attention: a factor that all keys share changes no bit", "[linear]") {
   // φ(k + c) = e^c φ(k): far out of the range of doubles, but for the log scale.
   LinearAttention<Exponentials<double>> backend{{Vector<double>(favor_dim, 1.0)}, 0};

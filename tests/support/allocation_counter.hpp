@@ -8,11 +8,11 @@
 
 #include <malloc.h>
 
-// Counts the calls of operator new and the bytes they hold, and makes a chosen one fail. Any test file may include this: the operators below
-// are weak, so the copies of several files of one program become one. What malloc gives (Eigen's own matrices) is not
-// seen. The counter is one for all threads, so do not run two of these functions at a time. The sanitizers of clang
-// bring operators of their own, which win: then nothing is counted and nothing fails, and `allocations_counted()` says
-// so.
+// Counts the calls of operator new and the bytes they hold, and makes a chosen one fail. Any test file may include
+// this: the operators below are weak, so the copies of several files of one program become one. What malloc gives
+// (Eigen's own matrices) is not seen. The counter is one for all threads, so do not run two of these functions at a
+// time. The sanitizers of clang bring operators of their own, which win: then nothing is counted and nothing fails, and
+// `allocations_counted()` says so.
 
 namespace support {
 

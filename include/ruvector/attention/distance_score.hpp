@@ -289,14 +289,18 @@ struct DistanceScore {
     static constexpr Index parameters = curved ? 2 : 1;          ///< β, c
     static constexpr bool guarded = true;                        ///< near pairs from differences
 
-    Separation separation;
-    Positive<T> beta_parameter, curvature_parameter;
-    T beta, curvature;
-    int power;                     ///< ρ
-    int integer = 0;               ///< p = β/√c, if that is a small integer
-    T exponent, inverse_exponent;  ///< p, 1/p
-    T limit;                       ///< of ranks, for softmax_margin
+    Separation separation;            ///< t of a pair
+    Positive<T> beta_parameter;       ///< β as it is learned
+    Positive<T> curvature_parameter;  ///< c as it is learned
+    T beta;                           ///< β
+    T curvature;                      ///< c, 1 in flat space
+    int power;                        ///< ρ
+    T exponent;                       ///< p = β/√c
+    T inverse_exponent;               ///< 1/p
+    T limit;                          ///< of ranks, for softmax_margin
+    int integer = 0;                  ///< p, if it is a small integer
 
+    /// The constants.
     explicit Bound(const DistanceScore& score)
         : separation(score.curvature.value(), score.input),
           beta_parameter(score.beta),
@@ -313,6 +317,8 @@ struct DistanceScore {
       limit = T(integer > 0 ? std::exp(-softmax_margin / p) : softmax_margin / (p * std::numbers::ln2));
     }
 
+    /// What PairScore asks for: scalars of rows, t from products, or exactly for pairs that are near.
+    ///@{
     [[nodiscard]] Index column(int) const { return separation.column(); }
     void query_row(std::span<const T> q, T* out) const { separation.row(q, out); }
     void key_row(std::span<const T> k, T* out) const { separation.row(k, out); }
@@ -336,6 +342,8 @@ struct DistanceScore {
       const B d_t = d.z[0];
       separation.measure_vjp(d_t, dot, q, k, d.z[0], d.query, d.key, d.parameter[1]);
     }
+
+    ///@}
 
     /// d(0, x) of a row, half of it in the ball: ‖log₀ x‖. How deep in a hierarchy a point lies. (√c = 1 in flat
     /// space.)
@@ -392,6 +400,7 @@ struct DistanceScore {
         }
       }
     }
+    /// Adds the gradients by β and c.
     void add_parameters(std::span<const T> sums, DistanceScore& grad) const {
       beta_parameter.add(sums[0], grad.beta);
       if constexpr (curved) curvature_parameter.add(sums[1], grad.curvature);

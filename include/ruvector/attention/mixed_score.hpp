@@ -84,11 +84,14 @@ struct MixedScore {
     static constexpr Index parameters = tau + 1;                                     ///< both, and τ
     static constexpr bool guarded = BoundB::guarded;                                 ///< as the second
 
-    const MixedScore* score;
-    BoundA a;
-    BoundB b;
-    std::size_t split;
-    T temperature;
+    const MixedScore* score;  ///< whose gate it is
+    BoundA a;                 ///< the first
+    BoundB b;                 ///< the second
+    std::size_t split;        ///< columns of the first
+    T temperature;            ///< τ
+
+    /// What PairScore asks for, from that of the parts.
+    ///@{
 
     [[nodiscard]] Index column(int p) const { return p == 0 ? a.column(0) : Index(split) + b.column(0); }
     [[nodiscard]] Index parameter_count(Index pair_parameters) const {
@@ -168,10 +171,14 @@ struct MixedScore {
       take(of_b, d);
     }
 
+    ///@}
+
     /// The gate of a query.
     struct Gate {
-      T value;
-      double mean, inverse_deviation, depth;  ///< of LN(q₁), and the depth of q₂
+      T value;                   ///< g
+      double mean;               ///< of q₁
+      double inverse_deviation;  ///< of q₁
+      double depth;              ///< of q₂
     };
     /// σ(u·[LN(q₁); depth] + b).
     [[nodiscard]] Gate gate_of(std::span<const T> q) const {

@@ -190,8 +190,10 @@ struct CosineScore {
 
   /// The score for rows of one width. The scalar of a row is its 1/‖x‖.
   struct Bound : PairScore<T> {
-    using B = simd::Batch<T>;                                                   ///< register
-    static constexpr Index query_scalars = 1, key_scalars = 1, parameters = 1;  ///< 1/‖q‖, 1/‖k‖, scale
+    using B = simd::Batch<T>;                  ///< register
+    static constexpr Index query_scalars = 1;  ///< 1/‖q‖
+    static constexpr Index key_scalars = 1;    ///< 1/‖k‖
+    static constexpr Index parameters = 1;     ///< scale
 
     Positive<T> scale;  ///< of a cosine of 1
     T factor;           ///< its value

@@ -93,11 +93,12 @@ class SoftmaxAttention {
   }
 
  protected:
+  /// Queries and prepared keys as one input.
   [[nodiscard]] static AttentionInput<T> with_keys(const PreparedInput<T>& in, const Prepared& prepared) {
     return {.query = in.query, .key = prepared.key(), .value = prepared.value(), .mask = in.mask, .bias = in.bias};
   }
 
-  // The number drawn for a training pass, if weights are dropped.
+  /// The number drawn for a training pass, if weights are dropped.
   [[nodiscard]] detail::Dropout<T> draw(Saved& saved) const {
     if (dropout > 0) saved.dropout = saved.rng.bits();
     return {saved.dropout, dropout};
