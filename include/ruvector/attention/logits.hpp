@@ -27,12 +27,10 @@ namespace ruvector::inline RUVECTOR_ABI::attention::detail {
 
 /// Keys of a tile, by absolute index: what a row does between two looks at its maximum, the same for every target.
 inline constexpr Index tile_keys = 64;
-/// Queries of a tile: their products, weights and sums share the L1 cache with a tile of keys.
+/// Queries of which it is known together what they see of a tile of keys.
 inline constexpr Index tile_rows = 24;
-/// Queries that share one packing of the keys.
+/// Queries that share one packing of a tile of keys.
 inline constexpr Index block_rows = 384;
-/// Keys packed at a time.
-inline constexpr Index packed_keys = 512;
 
 template <Real T>
 inline constexpr Index tile_vectors = tile_keys / simd::lanes<T>;
@@ -329,6 +327,28 @@ class Logits {
   MatrixView<T> query_scalars_;  // [rows × query_scalars]
   MatrixView<T> scratch_;        // [tile_keys × d] for converted keys
 };
+
+/// Takes queries first … first+rows−1 that see some of the keys begin … begin+keys−1, a tile at most, in runs that are
+/// as long as all of a run see all keys, or none has to: run(r, count, covered) for queries first+r …
+template <class L, Real T, Storage S, class Run>
+void for_each_run(const L& logits, const AttentionInput<T, S>& in, Index first, Index rows, Index begin, Index keys,
+                  Run&& run) {
+  enum class Sees { nothing, some, all };
+  const auto sees = [&](Index r) {
+    const Index last = first + std::min(rows, r + tile_rows);
+    const VisibleTile tile(in.mask, first + r, last, in.query.rows(), in.key.rows());
+    if (tile.misses(begin, begin + keys)) return Sees::nothing;
+    return logits.covered(tile, begin) ? Sees::all : Sees::some;
+  };
+  for (Index r = 0; r < rows;) {
+    const Sees these = sees(r);
+    Index end = r + tile_rows;
+    while (end < rows && sees(end) == these) end += tile_rows;
+    end = std::min(end, rows);
+    if (these != Sees::nothing) run(r, end - r, these == Sees::all);
+    r = end;
+  }
+}
 
 /// Calls row(i, begin, dots, packed, covered) for queries first … first+rows−1 and all tiles of keys, seen or not.
 template <class L, Real T, Storage S, class Row>

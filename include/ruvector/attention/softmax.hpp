@@ -158,6 +158,31 @@ struct Dropout {
   }
 };
 
+/// What `weigh_row` does, for a tile that all see and a reference that stays, with weights from ranks: the same bits.
+/// Returns false, and does nothing, where the reference has to move. `bound`: a copy of the score's, which the compiler
+/// knows not to lie where weights are written.
+template <class L, class Bound, class T>
+[[nodiscard, gnu::always_inline]] inline bool weigh_usual_row(const L& logits, const Bound& bound, Index i, Index begin,
+                                                              T* dots, const T* packed, const BlockState<T>& state,
+                                                              Index r) {
+  using B = simd::Batch<T>;
+  B x[tile_vectors<T>];
+  logits.ranks(i, begin, dots, packed, true, x);
+  B largest = x[0];
+  RUVECTOR_UNROLL for (Index v = 1; v < tile_vectors<T>; ++v) largest = simd::max(largest, x[v]);
+  const T rank_mu = state.rank_mu(r);
+  if (!(std::fabs(state.mu(r)) < huge_logit<T>) || simd::any(largest > B(bound.rank_limit(rank_mu)))) [[unlikely]]
+    return false;
+  B sum = simd::load(state.sum_row(r));
+  RUVECTOR_UNROLL for (Index v = 0; v < tile_vectors<T>; ++v) x[v] = bound.rank_weight(x[v], B(rank_mu));
+  RUVECTOR_UNROLL for (Index v = 0; v < tile_vectors<T>; ++v) {
+    sum += x[v];
+    simd::store(dots + v * simd::lanes<T>, x[v]);
+  }
+  simd::store(state.sum_row(r), sum);
+  return true;
+}
+
 /// Turns the products of row r of a block, query i, with a tile of keys into weights e^(x−μ), in place, and adds them
 /// to the sums of the state. `masses`: [tile_keys], where the mean has them.
 template <class L, class T>
@@ -168,7 +193,7 @@ void weigh_row(const L& logits, Index i, Index begin, bool covered, T* dots, con
   constexpr Index width = simd::lanes<T>;
   B x[tile_vectors<T>];
   const auto move = [&](T logit) {
-    state.rescale(r, exp_of(state.mu(r) - logit));
+    if (state.mu(r) != -std::numeric_limits<T>::infinity()) state.rescale(r, exp_of(state.mu(r) - logit));
     state.mu(r) = logit;
     if constexpr (L::has_rank) state.rank_mu(r) = logits.bound().rank_reference(logit);
   };

@@ -619,8 +619,15 @@ template <Real T>
                    (to_bits(sign) & Words<T>(detail::sign_bit<T>)));
 }
 
+/// Whether `ldexp` takes any n, infinite ones too, also for a = NaN: 0 at −∞ and ∞ at ∞.
+#if defined(__AVX512F__) && !defined(RUVECTOR_SCALAR)
+inline constexpr bool ldexp_saturates = true;
+#else
+inline constexpr bool ldexp_saturates = false;
+#endif
+
 /// a·2ⁿ for integral n, rounded once (also where the result is denormal), ±∞ where it overflows.
-/// |n| ≤ 250 for float, 2000 for double.
+/// |n| ≤ 250 for float, 2000 for double, unless `ldexp_saturates`.
 template <Real T>
 [[nodiscard]] Batch<T> ldexp(Batch<T> a, std::type_identity_t<Batch<T>> n) {
 #if defined(__AVX512F__) && !defined(RUVECTOR_SCALAR)

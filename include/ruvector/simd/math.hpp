@@ -219,7 +219,8 @@ template <Real T>
 template <Real T>
 [[nodiscard, gnu::always_inline]] inline Batch<T> exp2_softmax(Batch<T> t) {
   using C = detail::MathConstants<T>;
-  t = min(Batch<T>(C::exp2_highest), max(Batch<T>(C::exp2_lowest), t));
+  if constexpr (!ldexp_saturates || sizeof(T) == 8)
+    t = min(Batch<T>(C::exp2_highest), max(Batch<T>(C::exp2_lowest), t));
   if constexpr (sizeof(T) == 4 && detail::fused) {
     // On [0, 1] and not centred: the polynomial increases and meets 1 and 2 at the ends. Without a fused multiply-add
     // it would err by 1.62 ULP; the other form then errs by 1.00 and increases, too.
