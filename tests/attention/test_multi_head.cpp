@@ -485,5 +485,18 @@ TEST_CASE("multi-head: errors name what is wrong, before anything is written", "
         }) == "MultiHead: saved query: expected 3, got 0");
 }
 
+TEST_CASE("multi-head: keys of another width go through the front door", "[attention]") {
+  Rng rng(71);
+  Workspace ws;
+  const MultiHead<Flash<float>> backend({.dim = 6, .heads = 2, .key_dim = 4, .value_dim = 3}, rng);
+  const Matrix<float> query(5, 6, 0.5F), key(7, 4, 0.25F), value(7, 3, 1.0F);
+  Matrix<float> out(5, backend.output_dim(3)), direct = out;
+  attend(backend, {.query = query, .key = key, .value = value}, {out}, ws);
+  backend.forward({.query = query, .key = key, .value = value}, {direct}, ws);
+  CHECK(support::same_bits(out.span(), direct.span()));
+  CHECK_THROWS_AS(attend(backend, {.query = query, .key = query, .value = value}, {out}, ws), ShapeError);
+  CHECK_THROWS_AS(attend(Flash<float>(), {.query = query, .key = key, .value = key}, {out}, ws), ShapeError);
+}
+
 }  // namespace
 }  // namespace test_multi_head

@@ -14,13 +14,32 @@
 
 namespace ruvector::inline RUVECTOR_ABI::attention {
 
+namespace detail {
+
+/// A backend that projects queries and keys, which may differ in width: it checks that by itself, first thing.
+template <class A>
+concept ProjectsKeys = requires {
+  requires A::projects_keys;
+};
+
+template <class A, Storage S>
+void check_input_of(const A& backend, const AttentionInput<ScalarOf<A>, S>& in,
+                    const AttentionOutput<ScalarOf<A>>& out) {
+  if constexpr (ProjectsKeys<A>)
+    check_rows(in);
+  else
+    check_input(in);
+  check_output(in, out, backend.output_dim(in.value.cols()));
+}
+
+}  // namespace detail
+
 /// One head of one sequence: checks every size, then `backend.forward`. Throws ShapeError or ConfigError before
 /// anything is written.
 template <AttentionBackend A, Storage S = ScalarOf<A>>
 void attend(const A& backend, const AttentionInput<ScalarOf<A>, S>& in,
             const std::type_identity_t<AttentionOutput<ScalarOf<A>>>& out, Workspace& ws) {
-  check_input(in);
-  check_output(in, out, backend.output_dim(in.value.cols()));
+  detail::check_input_of(backend, in, out);
   backend.forward(in, out, ws);
 }
 
@@ -56,10 +75,7 @@ template <AttentionBackend A, Executor E>
 void attend(const A& backend, std::type_identity_t<std::span<const AttentionInput<ScalarOf<A>>>> in,
             std::type_identity_t<std::span<const AttentionOutput<ScalarOf<A>>>> out, E&& executor, Workspace& ws) {
   check_shape("attend: outputs", Index(in.size()), Index(out.size()));
-  for (std::size_t b = 0; b < in.size(); ++b) {
-    check_input(in[b]);
-    check_output(in[b], out[b], backend.output_dim(in[b].value.cols()));
-  }
+  for (std::size_t b = 0; b < in.size(); ++b) detail::check_input_of(backend, in[b], out[b]);
   const Index inputs = Index(in.size()), workers = executor.concurrency();
   Index most = 0;
   for (const auto& one : in) most = std::max(most, one.query.rows());
@@ -91,10 +107,7 @@ void attend(const A& backend, std::type_identity_t<std::span<const AttentionInpu
             std::type_identity_t<std::span<typename A::Saved>> saved, E&& executor, Workspace& ws) {
   check_shape("attend: outputs", Index(in.size()), Index(out.size()));
   check_shape("attend: saved", Index(in.size()), Index(saved.size()));
-  for (std::size_t b = 0; b < in.size(); ++b) {
-    check_input(in[b]);
-    check_output(in[b], out[b], backend.output_dim(in[b].value.cols()));
-  }
+  for (std::size_t b = 0; b < in.size(); ++b) detail::check_input_of(backend, in[b], out[b]);
   ws.reserve_workers(executor.concurrency());
   executor.parallel_for(Index(in.size()), [&](Index b, Index worker) {
     backend.forward(in[std::size_t(b)], out[std::size_t(b)], saved[std::size_t(b)], ws.worker(worker));
@@ -114,7 +127,7 @@ void attend_backward(const A& backend, std::type_identity_t<std::span<const Atte
   check_shape("attend_backward: gradients of inputs", Index(in.size()), Index(d_in.size()));
   check_shape("attend_backward: gradients of parameters", Index(in.size()), Index(grad.size()));
   for (std::size_t b = 0; b < in.size(); ++b) {
-    check_input(in[b]);
+    detail::check_input_of(backend, in[b], {});
     check_gradient(in[b], d_out[b], d_in[b], backend.output_dim(in[b].value.cols()));
   }
   ws.reserve_workers(executor.concurrency());

@@ -82,7 +82,8 @@ struct GatV2Config {
 template <Real T>
 class GatV2 {
  public:
-  using Scalar = T;                     ///< what it computes in
+  using Scalar = T;                            ///< what it computes in
+  static constexpr bool projects_keys = true;  ///< queries and keys may differ in width
   using Saved = detail::SavedGatV2<T>;  ///< kept from forward to backward; `saved.rng` draws the dropout, so seed it
 
   nn::Linear<T> source;    ///< Θ_l [H·C × source_dim], b_l
@@ -302,7 +303,7 @@ class GatV2 {
   }
   void check_dense(const AttentionInput<T>& in, const EdgeFeatures<T>& edges) const {
     check_weights();
-    check_input(in);
+    check_rows(in);
     check_shape("GatV2: columns of query", target_dim(), in.query.cols());
     check_shape("GatV2: columns of key", config_.source_dim, in.key.cols());
     check_shape("GatV2: columns of value", config_.source_dim, in.value.cols());

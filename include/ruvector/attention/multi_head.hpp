@@ -65,8 +65,9 @@ struct PyTorchMultiHead {
 template <DifferentiableAttention Inner>
 class MultiHead {
  public:
-  using Scalar = ScalarOf<Inner>;  ///< what it computes in
-  using T = Scalar;                ///< short
+  using Scalar = ScalarOf<Inner>;              ///< what it computes in
+  static constexpr bool projects_keys = true;  ///< queries and keys may differ in width
+  using T = Scalar;                            ///< short
 
   nn::Linear<T> query;       ///< W_q [H·head_dim × query_dim]
   nn::Linear<T> key;         ///< W_k [kv_heads·head_dim × key_dim]
@@ -299,16 +300,14 @@ class MultiHead {
   static void check_divides(const char* what, Index divisor, Index size) {
     if (size % divisor != 0) throw_config_error(what, "a multiple of " + std::to_string(divisor), double(size));
   }
-  // The front door. `check_input` asks for keys as wide as queries, so it sees neither.
+  // The front door.
   void check_widths(const AttentionInput<T>& in) const {
     check_shape("MultiHead: columns of query", query.input_dim(), in.query.cols());
     check_shape("MultiHead: columns of key", key.input_dim(), in.key.cols());
     check_shape("MultiHead: columns of value", value.input_dim(), in.value.cols());
   }
-  void check(AttentionInput<T> in, const AttentionOutput<T>& out) const {
-    in.query = in.query.cols(0, 0);
-    in.key = in.key.cols(0, 0);
-    check_input(in);
+  void check(const AttentionInput<T>& in, const AttentionOutput<T>& out) const {
+    check_rows(in);
     check_output(in, out, output_dim(value.input_dim()));
     if (!out.log_sum_exp.empty()) check_single_head();
   }

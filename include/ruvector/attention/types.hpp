@@ -124,12 +124,11 @@ void check_size(std::string_view what, MatrixView<T> view, Index rows, Index col
 
 }  // namespace detail
 
-/// Throws ShapeError, naming the argument, unless all sizes of the input fit together; ConfigError for a bad mask.
-/// O(1).
+/// Throws ShapeError, naming the argument, unless the rows of the input fit together; ConfigError for a bad mask. What
+/// is true of every backend, also of those that project queries and keys of different widths. O(1).
 template <Real T, Storage S>
-void check_input(const AttentionInput<T, S>& in) {
+void check_rows(const AttentionInput<T, S>& in) {
   const Index m = in.query.rows(), n = in.key.rows();
-  check_shape("attention: columns of key", in.query.cols(), in.key.cols());
   check_shape("attention: rows of value", n, in.value.rows());
   constexpr bool scaled = std::same_as<S, std::int8_t>;
   check_shape("attention: key_scale", scaled ? n : 0, Index(in.key_scale.size()));
@@ -137,6 +136,13 @@ void check_input(const AttentionInput<T, S>& in) {
   in.mask.check(m, n);
   if (in.bias.rows() != 0 || in.bias.cols() != 0)
     detail::check_size("attention: bias", in.bias, in.bias.rows() == 1 ? 1 : m, n);
+}
+
+/// The same, and keys must be as wide as queries.
+template <Real T, Storage S>
+void check_input(const AttentionInput<T, S>& in) {
+  check_shape("attention: columns of key", in.query.cols(), in.key.cols());
+  check_rows(in);
 }
 
 /// Throws ShapeError, naming the argument, unless the outputs that are wanted fit an input. O(1).
