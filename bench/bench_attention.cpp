@@ -2,7 +2,10 @@
 #include "support/rows.hpp"
 
 #include <ruvector/attention/attend.hpp>
+#include <ruvector/attention/dual_space.hpp>
 #include <ruvector/attention/flash.hpp>
+#include <ruvector/attention/hyperbolic.hpp>
+#include <ruvector/attention/linear_attention.hpp>
 #include <ruvector/core/eigen.hpp>
 #include <ruvector/core/executor.hpp>
 #include <ruvector/core/random.hpp>
@@ -214,6 +217,133 @@ void decode(Rows& rows, Index n, Index d) {
       [&] { return heads.back().forward_error(); });
 }
 
+// Rows of the unit ball, up to 0.9 of its radius.
+Matrix<float> random_points(Rng& rng, Index rows, Index cols) {
+  Matrix<float> x = random_matrix(rng, rows, cols);
+  for (Index i = 0; i < rows; ++i) {
+    const auto row = eigen(x).row(i);
+    eigen(x).row(i) *= float(0.9 * std::pow(rng.uniform(), 0.3)) / row.norm();
+  }
+  return x;
+}
+
+// Attention by distance in the unit ball, after `flat` columns by inner product with half of the weight.
+template <class A>
+struct Curved {
+  A attention;
+  Index flat;
+  double beta;
+  Matrix<float> query, key, value, out;
+
+  Curved(const A& a, Rng& rng, Index n, Index d, Index flat_dim, double inverse_temperature)
+      : attention(a),
+        flat(flat_dim),
+        beta(inverse_temperature),
+        query(random_points(rng, n, d)),
+        key(random_points(rng, n, d)),
+        value(random_points(rng, n, d)),
+        out(n, d) {}
+
+  void forward(Workspace& ws) { attention::attend(attention, {query, key, value}, {out}, ws); }
+
+  // Of some rows, from the definition.
+  [[nodiscard]] double error() const {
+    const Index n = query.rows(), h = query.cols() - flat, step = n / 16;
+    const Exact q = eigen(query).cast<double>(), k = eigen(key).cast<double>(), v = eigen(value).cast<double>();
+    double worst = 0;
+    for (Index i = 0; i < n; i += step) {
+      Eigen::VectorXd p(n);
+      for (Index j = 0; j < n; ++j) {
+        const double delta = (q.row(i).tail(h) - k.row(j).tail(h)).squaredNorm();
+        const double product = (1 - q.row(i).tail(h).squaredNorm()) * (1 - k.row(j).tail(h).squaredNorm());
+        p[j] = -beta * std::acosh(1 + 2 * delta / product);
+        if (flat > 0) p[j] = p[j] / 2 + q.row(i).head(flat).dot(k.row(j).head(flat)) / std::sqrt(double(flat)) / 2;
+      }
+      p = (p.array() - p.maxCoeff()).exp();
+      p /= p.sum();
+      Eigen::RowVectorXd sum = Eigen::RowVectorXd::Zero(h);
+      double mass = 0;
+      for (Index j = 0; j < n; ++j) {
+        const double lambda = 2 / (1 - v.row(j).tail(h).squaredNorm());
+        sum += p[j] * lambda * v.row(j).tail(h);
+        mass += p[j] * (lambda - 1);
+      }
+      Eigen::RowVectorXd expected(query.cols());
+      expected << p.transpose() * v.leftCols(flat), sum / (mass + std::sqrt(mass * mass - sum.squaredNorm()));
+      worst = std::max(worst, bench::relative_error(out.row(i), expected));
+    }
+    return worst;
+  }
+};
+
+template <class A>
+void curved(Rows& rows, const char* id, const char* what, const A& attention, Index d, Index flat, double beta,
+            double target, bool near = false) {
+  if (!rows.wanted(id)) return;
+  const Index n = 2048;
+  Rng rng(1);
+  Curved<A> head(attention, rng, n, d, flat, beta);
+  if (near)  // 1/64 of the pairs: queries and keys crowd about 64 points
+    for (Index i = 64; i < n; ++i) {
+      eigen(head.key).row(i) = eigen(head.key).row(i % 64) + 1e-4F * eigen(head.value).row(i);
+      eigen(head.query).row(i) = eigen(head.key).row(i % 64) - 1e-4F * eigen(head.value).row(i);
+    }
+  Workspace ws;
+  rows.share(
+      id, shape(what, n, d), {target}, Limit::fma, 4.0 * double(n) * double(n) * double(d), [&] { head.forward(ws); },
+      [&] { return head.error(); });
+}
+
+void hyperbolic(Rows& rows) {
+  using attention::HyperbolicFlash;
+  const auto ball = [](double beta) {
+    return attention::make_hyperbolic<HyperbolicFlash<float>>({.beta = beta, .input = attention::Points::on_manifold});
+  };
+  for (const Index d : {64, 128}) {
+    curved(rows, "F5", "hyperbolic forward", ball(0.7), d, 0, 0.7, d == 64 ? 0.60 : 0.70);
+    curved(rows, "F5", "hyperbolic, 1/64 of pairs near", ball(0.7), d, 0, 0.7, 0, true);
+    curved(rows, "F6", "hyperbolic, integer beta/sqrt(c)", ball(2), d, 0, 2, 0.75);
+  }
+  using attention::DualSpaceFlash;
+  curved(rows, "F7", "dual space, 64 + 64",
+         attention::make_dual_space<DualSpaceFlash<float>>(
+             {.euclidean_dim = 64, .euclidean_value_dim = 64, .input = attention::Points::on_manifold}),
+         128, 64, 1, 0.70);
+}
+
+// Linear attention against itself at half the length, and against Flash.
+void linear(Rows& rows, Index n, Index d) {
+  if (!rows.wanted("L1")) return;
+  using Linear = attention::LinearAttention<nn::EluPlusOne<float>>;
+  Rng rng(1);
+  for (const bool causal : {false, true}) {
+    Head head(rng, n, n, d, causal), half(rng, n / 2, n / 2, d, causal);
+    Workspace ws;
+    const auto run = [&](Head& h) { attention::attend(Linear(), h.input(), h.output(), ws); };
+    const auto error = [&] {
+      run(head);
+      const Exact k = eigen(head.key).cast<double>().unaryExpr([](double x) { return x > 0 ? x + 1 : std::exp(x); }),
+                  v = eigen(head.value).cast<double>();
+      double worst = 0;
+      for (Index i = n - 1; i >= 0; i -= n / 8) {
+        const Index seen = causal ? i + 1 : n;
+        const Eigen::VectorXd q = eigen(head.query).row(i).cast<double>().transpose().unaryExpr([](double x) {
+          return x > 0 ? x + 1 : std::exp(x);
+        });
+        const Eigen::VectorXd w = k.topRows(seen) * q;
+        const Eigen::RowVectorXd expected = w.transpose() * v.topRows(seen) / (w.sum() + 1e-6);
+        worst = std::max(worst, bench::relative_error(head.out.row(i), expected));
+      }
+      return worst;
+    };
+    const char* what = causal ? "causal linear" : "linear";
+    rows.ratio(
+        "L1", shape(what, n, d) + " against half of n", {2.1, true}, [&] { run(head); }, [&] { run(half); }, error);
+    rows.ratio(
+        "L1", shape("flash", n, d) + " against " + what, {5}, [&] { head.forward(ws); }, [&] { run(head); }, error);
+  }
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -230,6 +360,8 @@ int main(int argc, char** argv) {
   threads(rows, "forward", 1024, 128, false, false);
   threads(rows, "causal forward", 2048, 64, true, false);
   threads(rows, "forward and backward", 2048, 64, false, true);
+  hyperbolic(rows);
   decode(rows, 100'000, 128);
+  linear(rows, 16384, 64);
   return rows.finish();
 }
