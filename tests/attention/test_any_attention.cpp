@@ -386,6 +386,11 @@ TEST_CASE("any attention: what the backend does not offer is refused, by name", 
   refused("saved", [&] { flash.backward(in, saved, {.value = value}, {}, grad, ws); });
   flash.forward(in, out, saved, ws);
   refused("gradient", [&] { flash.backward(in, saved, {.value = value}, {}, plain_grad, ws); });
+  AttentionInput<float> narrow = in;
+  narrow.key = in.key.cols(0, 2);
+  CHECK_THROWS_AS(attend(plain, narrow, out, ws), ShapeError);  // but not where widths may differ
+  attend(AnyAttention<float>(GatV2<float>({.source_dim = 3, .target_dim = dim, .channels = 3}, rng)),
+         AttentionInput<float>{.query = in.query, .key = in.value, .value = in.value}, out, ws);
   refused("backend", [&] { none.forward(in, out, ws); });
   AnyAttention<float>::Prepared prepared, unprepared;
   plain.prepare(in.key, in.value, prepared, ws);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include "ruvector/attention/attend.hpp"
 #include "ruvector/attention/concepts.hpp"
 #include "ruvector/attention/key_value_cache.hpp"
 #include "ruvector/attention/types.hpp"
@@ -145,6 +146,7 @@ class HeldBackend final : public HeldAttention<ScalarOf<A>> {
                Workspace& ws) const override {
     std::visit(
         [&]<class Side>(const Side& side) {
+          if constexpr (!ProjectsKeys<A>) check_input(in);
           if constexpr (std::same_as<Side, NoSide>)
             backend.forward(in, out, ws);
           else if constexpr (AttentionWith<A, Side>)
@@ -164,6 +166,7 @@ class HeldBackend final : public HeldAttention<ScalarOf<A>> {
           } else if constexpr (!std::same_as<Side, NoSide> && !AttentionWith<A, Side>) {
             throw_not_offered("side information", side_concept<Side>());
           } else {
+            if constexpr (!ProjectsKeys<A>) check_input(in);
             using Saved = typename A::Saved;
             Saved* saved = std::any_cast<Saved>(&any_saved);
             if (saved == nullptr) saved = &any_saved.emplace<Saved>();
@@ -295,7 +298,8 @@ class HeldBackend final : public HeldAttention<ScalarOf<A>> {
 template <Real T>
 class AnyAttention {
  public:
-  using Scalar = T;  ///< what it computes in
+  using Scalar = T;                            ///< what it computes in
+  static constexpr bool projects_keys = true;  ///< perhaps: it checks what the backend has not said it checks itself
 
   /// Nothing, to be assigned: every call but copying throws ConfigError.
   AnyAttention() = default;

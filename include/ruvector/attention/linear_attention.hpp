@@ -378,15 +378,15 @@ class LinearAttention {
     run(in, map, out, saved.value, saved.reference.span(), saved.denominator.span(), ws);
   }
 
-  /// Adds the gradients by query, key and value to `d_in`, those by the map's parameters to `grad`. With g = G/den,
-  /// e = −(G·o)/den + d_lse/(den − ε), both by rows, and 𝓈 the keys that a query sees:
+  /// Adds the gradients by query, key and value to `d_in`, those by the map's parameters to `grad`. With g = G/(den +
+  /// ε) and e = −g·o + d_lse/den, row by row:
   ///
-  ///     d_φ(q_i) = S g_i + e_i z,   d_φ(k_j) = S̄ v_j + z̄,   d_v_j = S̄ᵀ φ(k_j),   S̄ = Σ_i φ(q_i) g_iᵀ,  z̄ = Σ_i e_i
-  ///     φ(q_i)
+  ///     d_φ(q_i) = S g_i + e_i z                         S, z over the keys that query i sees: prefix sums
+  ///     d_φ(k_j) = S̄ v_j + z̄,   d_v_j = S̄ᵀ φ(k_j)        S̄ = Σ φ(q_i) g_iᵀ, z̄ = Σ e_i φ(q_i) over the queries that see
+  ///                                                      key j: suffix sums
   ///
-  /// where S, z are over the keys that query i sees and S̄, z̄ over the queries that see key j: prefix sums again and
-  /// suffix sums, chunk by chunk, recomputed rather than stored. O((m + n) M v). Throws ShapeError and ConfigError
-  /// before anything is added.
+  /// The sums are made again, chunk by chunk, rather than stored; those of the map's parameters in the order of the
+  /// chunks. O((m + n) M v). Throws ShapeError and ConfigError before anything is added.
   void backward(const AttentionInput<T>& in, const Saved& saved, const AttentionOutputGradient<T>& d_out,
                 const AttentionGradient<T>& d_in, LinearAttention& grad, Workspace& ws) const {
     check(in);
@@ -420,7 +420,7 @@ class LinearAttention {
   }
 
   /// Adds keys [c×d] and values [c×v] behind those of a state. O(c M v). Throws ShapeError, and ConfigError where the
-  /// state meets a leaf that another one brought in: then the keys before that leaf have been added.
+  /// state meets a leaf that another one brought in: then it is of no more use.
   void append(MatrixView<const T> key, MatrixView<const T> value, LinearAttentionState<T>& state, Workspace& ws) const {
     check_shape("LinearAttention: features of the state", map.output_dim(key.cols()), state.features());
     check_shape("LinearAttention: rows of value", key.rows(), value.rows());
@@ -496,12 +496,9 @@ class LinearAttention {
                Workspace& ws) const {
     check_shape("LinearAttention: columns of prepared keys", map.output_dim(in.query.cols()) + 1,
                 prepared.key().cols());
-    AttentionInput<T> all{
+    const AttentionInput<T> all{
         .query = in.query, .key = prepared.key(), .value = prepared.value(), .mask = in.mask, .bias = in.bias};
-    AttentionInput<T> sizes = all;  // but for the width of queries and keys, which differ
-    sizes.query = all.query.cols(0, 0);
-    sizes.key = all.key.cols(0, 0);
-    check_input(sizes);
+    check_rows(all);
     check_rules(all);
     check_output(all, out, output_dim(all.value.cols()));
     infer(all, detail::PreparedFeatures{}, out, ws);
