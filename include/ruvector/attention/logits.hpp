@@ -280,6 +280,32 @@ class Logits {
     }
   }
 
+  /// The ranks of a covered tile; false, where a pair of it is near. `bound`: a copy of bound().
+  template <class LocalBound>
+  [[nodiscard, gnu::always_inline]] bool usual_ranks(const LocalBound& bound, Index i, const T* dots, const T* packed,
+                                                     B (&x)[tile_vectors<T>]) const requires has_rank {
+    B query[std::size_t(Bound::query_scalars) + 1], key[std::size_t(Bound::key_scalars) + 1];
+    for (Index s = 0; s < Bound::query_scalars; ++s) query[s] = B(query_scalars_(i - first_, s));
+    const T* scalars = packed + tile_keys * in_.key.cols();
+    [[maybe_unused]] simd::Mask<T> near[tile_vectors<T>];
+    RUVECTOR_UNROLL for (Index v = 0; v < tile_vectors<T>; ++v) {
+      B z[std::size_t(Bound::products)];
+      for (int p = 0; p < Bound::products; ++p) z[p] = simd::load(dots + p * tile_keys + v * width);
+      for (Index s = 0; s < Bound::key_scalars; ++s) key[s] = simd::load(scalars + s * tile_keys + v * width);
+      if constexpr (Bound::guarded) {
+        bound.measure(z, query, key);
+        near[v] = bound.near(z, query, key);
+      }
+      x[v] = bound.rank(z, query, key);
+    }
+    if constexpr (Bound::guarded) {
+      RUVECTOR_UNROLL for (Index v = 1; v < tile_vectors<T>; ++v) near[0] = near[0] | near[v];
+      return !simd::any(near[0]);
+    } else {
+      return true;
+    }
+  }
+
   /// Whether query i sees key j.
   [[nodiscard]] bool sees(Index i, Index j) const {
     return in_.mask.visible(i, in_.query.rows(), in_.key.rows()).contains(j) &&

@@ -158,28 +158,36 @@ struct Dropout {
   }
 };
 
-/// What `weigh_row` does, for a tile that all see and a reference that stays, with weights from ranks: the same bits.
-/// Returns false, and does nothing, where the reference has to move. `bound`: a copy of the score's, which the compiler
-/// knows not to lie where weights are written.
+/// What `weigh_row` does, for a tile that all see and a reference that stays, with weights from ranks and no pair near:
+/// the same bits. Returns false, and does nothing, where that is not so. `bound`: a copy of the score's, which the
+/// compiler knows not to lie where weights are written.
 template <class L, class Bound, class T>
-[[nodiscard, gnu::always_inline]] inline bool weigh_usual_row(const L& logits, const Bound& bound, Index i, Index begin,
-                                                              T* dots, const T* packed, const BlockState<T>& state,
-                                                              Index r) {
+[[nodiscard, gnu::always_inline]] inline bool weigh_usual_row(const L& logits, const Bound& bound, Index i, T* dots,
+                                                              const T* packed, const T* masses,
+                                                              const BlockState<T>& state, Index r) {
   using B = simd::Batch<T>;
+  constexpr Index width = simd::lanes<T>;
   B x[tile_vectors<T>];
-  logits.ranks(i, begin, dots, packed, true, x);
+  if (!logits.usual_ranks(bound, i, dots, packed, x)) [[unlikely]]
+    return false;
   B largest = x[0];
   RUVECTOR_UNROLL for (Index v = 1; v < tile_vectors<T>; ++v) largest = simd::max(largest, x[v]);
   const T rank_mu = state.rank_mu(r);
   if (!(std::fabs(state.mu(r)) < huge_logit<T>) || simd::any(largest > B(bound.rank_limit(rank_mu)))) [[unlikely]]
     return false;
-  B sum = simd::load(state.sum_row(r));
   RUVECTOR_UNROLL for (Index v = 0; v < tile_vectors<T>; ++v) x[v] = bound.rank_weight(x[v], B(rank_mu));
+  B sum = simd::load(state.sum_row(r));
   RUVECTOR_UNROLL for (Index v = 0; v < tile_vectors<T>; ++v) {
     sum += x[v];
-    simd::store(dots + v * simd::lanes<T>, x[v]);
+    simd::store(dots + v * width, x[v]);
   }
   simd::store(state.sum_row(r), sum);
+  if (masses != nullptr) {
+    B mass = simd::load(state.mass_row(r));
+    RUVECTOR_UNROLL for (Index v = 0; v < tile_vectors<T>; ++v) mass =
+        simd::fma(x[v], simd::load(masses + v * width), mass);
+    simd::store(state.mass_row(r), mass);
+  }
   return true;
 }
 

@@ -71,12 +71,12 @@ class BlockForward {
   [[gnu::noinline]] void weigh(Index r, Index rows, Index begin, bool covered, MatrixView<T> dots,
                                const BlockState<T>& state) const {
     const T* masses = values_.masses();
-    [[maybe_unused]] const bool usual = covered && dropout_ == nullptr && masses == nullptr && logits_.ranked();
+    [[maybe_unused]] const bool usual = covered && dropout_ == nullptr && logits_.ranked();
     [[maybe_unused]] const auto bound = logits_.bound();
     for (Index k = 0; k < rows; ++k) {
       T* row = dots.row(k).data();
       if constexpr (decltype(logits_)::has_rank)
-        if (usual && weigh_usual_row(logits_, bound, first_ + r + k, begin, row, packed_.data(), state, r + k))
+        if (usual && weigh_usual_row(logits_, bound, first_ + r + k, row, packed_.data(), masses, state, r + k))
           continue;
       weigh_row(logits_, first_ + r + k, begin, covered, row, packed_.data(), masses, state, r + k, dropout_);
     }
