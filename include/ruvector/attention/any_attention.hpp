@@ -298,8 +298,9 @@ class HeldBackend final : public HeldAttention<ScalarOf<A>> {
 template <Real T>
 class AnyAttention {
  public:
-  using Scalar = T;                            ///< what it computes in
-  static constexpr bool projects_keys = true;  ///< perhaps: it checks what the backend has not said it checks itself
+  using Scalar = T;  ///< what it computes in
+  /// Keys may be as wide as the backend lets them be; of one that does not project, it checks the width itself.
+  static constexpr bool projects_keys = true;
 
   /// Nothing, to be assigned: every call but copying throws ConfigError.
   AnyAttention() = default;
