@@ -374,8 +374,9 @@ struct DistanceScore {
     /// −β d^ρ, with d = (1/√c) ln(1 + t + √(t(t + 2))), or √t in flat space.
     [[nodiscard]] B logit(const B* z, const B*, const B*) const {
       if constexpr (!curved) return B(-beta) * (power == 1 ? simd::sqrt(z[0]) : z[0]);
+      if (power == 1) return Logarithms(*this).logit(z, nullptr, nullptr);
       const B d = distance(z[0]);
-      return B(-beta) * (power == 1 ? d : d * d);
+      return B(-beta) * (d * d);
     }
     /// By t, β and c (at this t: d ∝ 1/√c). The derivative of d by t is infinite at 0; there it counts as 0.
     template <class Partials>
@@ -410,9 +411,8 @@ struct DistanceScore {
     /// is a small integer. The rank is −log₂E, or −E.
     ///@{
     [[nodiscard]] bool ranked() const { return curved && power == 1; }
-    [[nodiscard]] B rank(const B* z, const B*, const B*) const {
-      const B e = exponential(z[0]);
-      return -(integer > 0 ? e : simd::log2_above_one(e));
+    [[nodiscard]] B rank(const B* z, const B* q, const B* k) const {
+      return integer > 0 ? Powers<0>(*this).rank(z, q, k) : Logarithms(*this).rank(z, q, k);
     }
     [[nodiscard]] T rank_logit(T rank) const {
       return integer > 0 ? -exponent * std::log(-rank) : exponent * std::numbers::ln2_v<T> * rank;
@@ -421,16 +421,81 @@ struct DistanceScore {
       return integer > 0 ? std::exp(-mu / exponent) : mu * std::numbers::log2e_v<T>;
     }
     [[nodiscard]] T rank_limit(T reference) const {
-      return integer > 0 ? -reference * limit : reference * inverse_exponent + limit;
+      return integer > 0 ? Powers<0>(*this).rank_limit(reference) : Logarithms(*this).rank_limit(reference);
     }
-    [[nodiscard, gnu::always_inline]] B rank_weight(B rank, B reference) const {
-      if (integer == 0) return simd::exp2_softmax(simd::fma(rank, B(exponent), -reference));
-      const B base = -reference / rank;
-      B weight = base;
-      for (int p = 1; p < integer; ++p) weight = weight * base;
-      return weight;
+    [[nodiscard]] B rank_weight(B rank, B reference) const {
+      return integer > 0 ? Powers<0>(*this).rank_weight(rank, reference)
+                         : Logarithms(*this).rank_weight(rank, reference);
+    }
+    /// Calls f with what tiles need of the score, its options decided; `decide_logit` where the logit is one of
+    /// several.
+    template <class F>
+    void decide_logit(F&& f) const {
+      if constexpr (curved)
+        if (power == 1) return f(Logarithms(*this));
+      f(*this);
+    }
+    template <class F>
+    void decide(F&& f) const {
+      if (integer == 0) return f(Logarithms(*this));
+      if (integer == 1) return f(Powers<1>(*this));
+      if (integer == 2) return f(Powers<2>(*this));
+      f(Powers<0>(*this));
     }
     ///@}
+
+    /// Ranks −log₂E.
+    struct Logarithms {
+      Separation separation;  ///< t of a pair
+      T exponent;             ///< p
+      T inverse_exponent;     ///< 1/p
+      T limit;                ///< of ranks
+      T factor;               ///< β ln 2/√c
+
+      /// Of a score with ρ = 1.
+      explicit Logarithms(const Bound& bound)
+          : separation(bound.separation),
+            exponent(bound.exponent),
+            inverse_exponent(bound.inverse_exponent),
+            limit(bound.limit),
+            factor(bound.exponent * std::numbers::ln2_v<T>) {}
+      /// As in Bound.
+      ///@{
+      void measure(B* z, const B* q, const B* k) const { z[0] = separation.measure(z[0], q, k); }
+      [[nodiscard]] simd::Mask<T> near(const B* z, const B* q, const B* k) const { return separation.near(z[0], q, k); }
+      [[nodiscard]] B logit(const B* z, const B* q, const B* k) const { return B(factor) * rank(z, q, k); }
+      [[nodiscard]] B rank(const B* z, const B*, const B*) const { return -simd::log2_above_one(exponential(z[0])); }
+      [[nodiscard]] T rank_limit(T reference) const { return reference * inverse_exponent + limit; }
+      [[nodiscard]] B rank_weight(B rank, B reference) const {
+        return simd::exp2_softmax(simd::fma(rank, B(exponent), -reference));
+      }
+      ///@}
+    };
+
+    /// Ranks −E, for p = `power`, or for any p with `power` = 0.
+    template <int power>
+    struct Powers {
+      Separation separation;  ///< t of a pair
+      int integer;            ///< p
+      T limit;                ///< of ranks
+
+      /// Of a score with ρ = 1 and this p.
+      explicit Powers(const Bound& bound)
+          : separation(bound.separation), integer(power > 0 ? power : bound.integer), limit(bound.limit) {}
+      /// As in Bound.
+      ///@{
+      void measure(B* z, const B* q, const B* k) const { z[0] = separation.measure(z[0], q, k); }
+      [[nodiscard]] simd::Mask<T> near(const B* z, const B* q, const B* k) const { return separation.near(z[0], q, k); }
+      [[nodiscard]] B rank(const B* z, const B*, const B*) const { return -exponential(z[0]); }
+      [[nodiscard]] T rank_limit(T reference) const { return -reference * limit; }
+      [[nodiscard]] B rank_weight(B rank, B reference) const {
+        const B base = -reference / rank;
+        B weight = base;
+        for (int p = 1; p < (power > 0 ? power : integer); ++p) weight = weight * base;
+        return weight;
+      }
+      ///@}
+    };
 
    private:
     [[nodiscard]] static B exponential(B t) { return t + simd::sqrt(t * (t + B(T(2)))) + B(T(1)); }

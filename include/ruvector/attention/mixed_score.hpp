@@ -84,6 +84,35 @@ struct MixedScore {
     static constexpr Index parameters = tau + 1;                                     ///< both, and τ
     static constexpr bool guarded = BoundB::guarded;                                 ///< as the second
 
+    /// The mean of two scores, whose options may be decided.
+    template <class OfA, class OfB>
+    struct Decided {
+      OfA a;          ///< the first
+      OfB b;          ///< the second
+      T inverse_tau;  ///< 1/τ
+
+      /// Of two scores.
+      Decided(const OfA& of_a, const OfB& of_b, T inverse) : a(of_a), b(of_b), inverse_tau(inverse) {}
+      /// As in Bound.
+      ///@{
+      [[nodiscard, gnu::always_inline]] B logit(const B* z, const B* q, const B* k) const {
+        const B first = a.logit(z, q, k), second = b.logit(z + 1, q + BoundA::query_scalars, k + BoundA::key_scalars);
+        return simd::fma(q[gate], first - second, second) * B(inverse_tau);
+      }
+      [[nodiscard, gnu::always_inline]] B rank(const B* z, const B* q, const B* k) const { return logit(z, q, k); }
+      [[nodiscard]] T rank_limit(T reference) const { return reference * std::numbers::ln2_v<T> + T(softmax_margin); }
+      [[nodiscard, gnu::always_inline]] B rank_weight(B rank, B reference) const {
+        return simd::exp2_softmax(simd::fma(rank, B(std::numbers::log2e_v<T>), -reference));
+      }
+      void measure(B* z, const B* q, const B* k) const {
+        b.measure(z + 1, q + BoundA::query_scalars, k + BoundA::key_scalars);
+      }
+      [[nodiscard]] simd::Mask<T> near(const B* z, const B* q, const B* k) const {
+        return b.near(z + 1, q + BoundA::query_scalars, k + BoundA::key_scalars);
+      }
+      ///@}
+    };
+
     const MixedScore* score;  ///< whose gate it is
     BoundA a;                 ///< the first
     BoundB b;                 ///< the second
@@ -120,8 +149,7 @@ struct MixedScore {
     }
 
     [[nodiscard]] B logit(const B* z, const B* q, const B* k) const {
-      const B first = a.logit(z, q, k), second = second_logit(z, q, k);
-      return simd::fma(q[gate], first - second, second) * B(1 / temperature);
+      return Decided(a, b, 1 / temperature).logit(z, q, k);
     }
     template <class Partials>
     void derivative(B d_logit, const B* z, const B* q, const B* k, Partials& d) const {
@@ -146,6 +174,27 @@ struct MixedScore {
       const std::span<const T> of_gate = sums.subspan(std::size_t(parameters));
       grad.gate_bias += of_gate[0];
       for (Index i = 0; i < grad.gate_weight.size(); ++i) grad.gate_weight[i] += of_gate[std::size_t(i) + 1];
+    }
+
+    // Weights in base 2: the rank is the logit.
+    [[nodiscard]] bool ranked() const { return true; }
+    [[nodiscard]] B rank(const B* z, const B* q, const B* k) const { return logit(z, q, k); }
+    [[nodiscard]] T rank_logit(T rank) const { return rank; }
+    [[nodiscard]] T rank_reference(T mu) const { return mu * std::numbers::log2e_v<T>; }
+    [[nodiscard]] T rank_limit(T reference) const { return reference * std::numbers::ln2_v<T> + T(softmax_margin); }
+    [[nodiscard, gnu::always_inline]] B rank_weight(B rank, B reference) const {
+      return simd::exp2_softmax(simd::fma(rank, B(std::numbers::log2e_v<T>), -reference));
+    }
+    // With the options of both scores decided.
+    template <class F>
+    void decide(F&& f) const {
+      if constexpr (
+          requires { a.decide_logit(f); } && requires { b.decide_logit(f); })
+        a.decide_logit([&](const auto& of_a) {
+          b.decide_logit([&](const auto& of_b) { f(Decided(of_a, of_b, 1 / temperature)); });
+        });
+      else
+        f(*this);
     }
 
     void measure(B* z, const B* q, const B* k) const requires guarded {

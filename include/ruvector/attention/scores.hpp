@@ -139,6 +139,19 @@ struct DotScore {
     /// Adds the gradient by τ.
     void add_parameters(std::span<const T> sums, DotScore& grad) const { temperature.add(sums[0], grad.temperature); }
 
+    /// q·k times a factor.
+    struct Linear {
+      T factor;  ///< scale/τ
+      /// As in Bound.
+      [[nodiscard]] B logit(const B* z, const B*, const B*) const { return z[0] * B(factor); }
+    };
+    /// Calls f with the logit, its options decided.
+    template <class F>
+    void decide_logit(F&& f) const {
+      if (capped) return f(*this);
+      f(Linear{factor});
+    }
+
     /// Weights 2^(factor log₂e · q·k − μ log₂e): one rounding, no product with the scale before. `rank_logit`: the
     /// logit of a rank; `rank_reference`: what `rank_weight` needs of μ; `rank_limit`: the rank of the logit μ +
     /// softmax_margin.

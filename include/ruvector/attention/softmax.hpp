@@ -253,6 +253,30 @@ void weigh_row(const L& logits, Index i, Index begin, bool covered, T* dots, con
   RUVECTOR_UNROLL for (Index v = 0; v < tile_vectors<T>; ++v) simd::store(dots + v * width, x[v]);
 }
 
+/// weigh_row for queries i … i+rows−1, rows r … of a block.
+template <class L, class T>
+[[gnu::noinline]] void weigh_rows(const L& logits, Index i, Index rows, Index begin, bool covered, MatrixView<T> dots,
+                                  const T* packed, const T* masses, const BlockState<T>& state, Index r,
+                                  const Dropout<T>* dropout) {
+  const auto weigh = [&](Index k) {
+    weigh_row(logits, i + k, begin, covered, dots.row(k).data(), packed, masses, state, r + k, dropout);
+  };
+  if constexpr (L::has_rank) {
+    if (covered && dropout == nullptr && logits.ranked()) {
+      const auto usual = [&](const auto bound) {
+        for (Index k = 0; k < rows; ++k)
+          if (!weigh_usual_row(logits, bound, i + k, dots.row(k).data(), packed, masses, state, r + k)) weigh(k);
+      };
+      if constexpr (requires { logits.bound().decide(usual); })
+        logits.bound().decide(usual);
+      else
+        usual(logits.bound());
+      return;
+    }
+  }
+  for (Index k = 0; k < rows; ++k) weigh(k);
+}
+
 /// What the backward pass of a softmax needs beside its inputs: m (v + 2) numbers.
 template <Real T>
 struct SavedSoftmax {

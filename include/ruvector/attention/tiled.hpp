@@ -62,24 +62,10 @@ class BlockForward {
       const Index i = first_ + r;
       const MatrixView<T> dots = dots_.rows(0, rows);
       logits_.multiply(i, packed_.data(), dots);
-      weigh(r, rows, begin, covered, dots, state);
+      weigh_rows(logits_, i, rows, begin, covered, dots, packed_.data(), values_.masses(), state, r, dropout_);
       add_seen_products<T>({dots.data(), dots.stride(), 1}, values, state.value.rows(r, rows), covered,
                            [&](Index row, Index key) { return logits_.sees(i + row, begin + key); });
     });
-  }
-
-  [[gnu::noinline]] void weigh(Index r, Index rows, Index begin, bool covered, MatrixView<T> dots,
-                               const BlockState<T>& state) const {
-    const T* masses = values_.masses();
-    [[maybe_unused]] const bool usual = covered && dropout_ == nullptr && logits_.ranked();
-    [[maybe_unused]] const auto bound = logits_.bound();
-    for (Index k = 0; k < rows; ++k) {
-      T* row = dots.row(k).data();
-      if constexpr (decltype(logits_)::has_rank)
-        if (usual && weigh_usual_row(logits_, bound, first_ + r + k, row, packed_.data(), masses, state, r + k))
-          continue;
-      weigh_row(logits_, first_ + r + k, begin, covered, row, packed_.data(), masses, state, r + k, dropout_);
-    }
   }
 
   const AttentionInput<T, S>& in_;
