@@ -80,20 +80,21 @@ struct Separation<geometry::PoincareBall<T>> {
   static constexpr bool curved = true;  ///< has a curvature
 
   T curvature;
+  double root;  // √c
   Points input;
 
-  Separation(T c, Points points) : curvature(c), input(points) {}
+  Separation(T c, Points points) : curvature(c), root(std::sqrt(double(c))), input(points) {}
   [[nodiscard]] Index column() const { return 0; }
 
   void row(std::span<const T> x, T* out) const {
     const BallRow p(x, double(curvature), input);
     out[0] = T(p.inverse_alpha);
     out[1] = T(2 * double(curvature) * p.square * p.inverse_alpha);
-    out[2] = T(2 * std::sqrt(double(curvature)) * p.inverse_alpha * p.scale);
+    out[2] = T(2 * root * p.inverse_alpha * p.scale);
   }
   // With s = ‖p‖²: ∂A/∂s = cA², ∂a/∂s = 2cA², ∂A/∂c = sA², ∂a/∂c = 2sA², at a given scale.
   void row_vjp(std::span<const T> x, const T* d, std::span<T> d_x, T& d_curvature) const {
-    const double c = double(curvature), root = std::sqrt(c);
+    const double c = double(curvature);
     const BallRow p(x, c, input);
     const double d_a = double(d[0]) + 2 * double(d[1]) + 2 * root * p.scale * double(d[2]);
     const double A = p.inverse_alpha;

@@ -77,7 +77,7 @@ struct Midpoint<geometry::PoincareBall<T>> {
       const double factor = 2 * row.inverse_alpha * row.scale;
       mass = T(2 * row.inverse_alpha - 1);
       for (std::size_t i = 0; i < first; ++i) out[i] = value[i];
-      for (std::size_t i = 0; i < x.size(); ++i) out[first + i] = T(factor * double(x[i]));
+      for (std::size_t i = 0; i < x.size(); ++i) out[first + i] = T(factor) * x[i];
     }
     /// Adds to d_value and d_parameters. With A = 1/α: lifted = 2A scale x, mass = 2A − 1, ∂A/∂‖p‖² = cA².
     void lift_vjp(std::span<const T> value, std::span<const T> d_out, T d_mass, std::span<T> d_value,

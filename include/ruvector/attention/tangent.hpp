@@ -37,11 +37,16 @@ struct BallRow {
     norm2 = geometry::detail::dot(x, x);
     const double u = c * norm2;
     if (!tangent) {
+      moved = u > reach * reach;  // not NaN
+      if (!moved) [[likely]] {
+        square = norm2;
+        inverse_alpha = 1 / std::fma(-c, square, 1.0);
+        return;
+      }
       const geometry::detail::Clipped clipped = geometry::detail::clip(x, c, reach);
-      moved = clipped.moved;
       scale = clipped.scale;
       square = clipped.square;
-      inverse_alpha = 1 / (moved ? margin * (2 - margin) : std::fma(-c, square, 1.0));
+      inverse_alpha = 1 / (margin * (2 - margin));
       return;
     }
     // artanh(reach) = ln(2/margin − 1)/2
