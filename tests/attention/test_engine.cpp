@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: MIT
 #include <ruvector/attention/attend.hpp>
 #include <ruvector/attention/flash.hpp>
+#include <ruvector/attention/gat_v2.hpp>
+#include <ruvector/attention/graph_rope.hpp>
 #include <ruvector/attention/hyperbolic.hpp>
+#include <ruvector/attention/multi_head.hpp>
 #include <ruvector/attention/scaled_dot_product.hpp>
 #include <ruvector/core/executor.hpp>
 #include <ruvector/graph/csr_graph.hpp>
@@ -25,6 +28,12 @@ namespace {
 
 using namespace ruvector;
 using namespace ruvector::attention;
+
+// A backend that ignores edges or positions does not accept them.
+static_assert(EdgeAwareAttention<GatV2<float>> && PositionalAttention<GraphRope<Flash<double>>>);
+static_assert(!EdgeAwareAttention<Flash<float>> && !PositionalAttention<GatV2<float>>);
+static_assert(PreparedAttention<MultiHead<Flash<float>>> && PreparedAttention<HyperbolicFlash<double>>);
+static_assert(ScoringAttention<GatV2<double>> && !ScoringAttention<DotScore<double>>);
 
 template <class T>
 Matrix<T> random(Index rows, Index cols, Rng& rng, double spread = 1) {
