@@ -123,21 +123,23 @@ struct DotScore {
         return simd::tanh(z[0] * B(factor)) * B(outer);
       return z[0] * B(factor);
     }
-    /// ∂f/∂(q·k) and ∂f/∂τ = −f/τ.
+    /// ∂f/∂(q·k), and f for ∂f/∂τ = −f/τ.
     template <class Partials>
     void derivative(B d_logit, const B* z, const B*, const B*, Partials& d) const {
       const B inner = z[0] * B(factor);
-      if (!capped) {
-        d.parameter[0] = -(d_logit * inner) * B(1 / temperature.value());
-        d.z[0] = d_logit * B(factor);
+      if (capped) [[unlikely]] {
+        const B t = simd::tanh(inner);
+        d.parameter[0] = d_logit * (t * B(outer));
+        d.z[0] = d_logit * simd::fnma(t, t, B(T(1))) * B(factor * outer);
         return;
       }
-      const B t = simd::tanh(inner);
-      d.parameter[0] = -(d_logit * t) * B(outer / temperature.value());
-      d.z[0] = d_logit * simd::fnma(t, t, B(T(1))) * B(factor * outer);
+      d.parameter[0] = d_logit * inner;
+      d.z[0] = d_logit * B(factor);
     }
-    /// Adds the gradient by τ.
-    void add_parameters(std::span<const T> sums, DotScore& grad) const { temperature.add(sums[0], grad.temperature); }
+    /// Adds the gradient by τ. Divides here, once a call: τ = softplus(raw) cost as much as half of a pair's products.
+    void add_parameters(std::span<const T> sums, DotScore& grad) const {
+      temperature.add(-sums[0] / temperature.value(), grad.temperature);
+    }
 
     /// q·k times a factor.
     struct Linear {

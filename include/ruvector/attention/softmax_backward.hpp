@@ -28,13 +28,14 @@ inline constexpr Index backward_rows = 96;
 /// Scratch of one tile of the backward pass.
 template <Real T>
 struct BackwardTile {
-  MatrixView<T> dots, d_dots;        ///< [backward_rows × products·tile_keys]
-  MatrixView<T> weights, d_weights;  ///< [backward_rows×tile_keys]
+  MatrixView<T> dots;     ///< [backward_rows × products·tile_keys], and in their place the gradients by them
+  MatrixView<T> weights;  ///< [backward_rows×tile_keys], first the gradients by them
   std::span<T> packed_keys, packed_values;
-  MatrixView<T> raw_values;      ///< [tile_keys×v], where they are stored as something else
-  MatrixView<T> d_key, d_value;  ///< [tile_keys×d], [tile_keys×v]
-  MatrixView<T> d_key_scalars;   ///< [key_scalars×tile_keys]
-  std::span<T> d_masses;         ///< [tile_keys]
+  MatrixView<T> raw_values;         ///< [tile_keys×v], where they are stored as something else
+  MatrixView<T> d_key, d_value;     ///< [tile_keys×d], [tile_keys×v]
+  MatrixView<T> d_key_scalars;      ///< [key_scalars×tile_keys]
+  MatrixView<T> d_pair_parameters;  ///< [parameters×tile_keys], sums over the queries
+  std::span<T> d_masses;            ///< [tile_keys]
 };
 
 /// Sums of gradients by parameters over rows or keys: blocks of 256 by absolute index and the fixed tree.
@@ -112,14 +113,11 @@ class SoftmaxBackward {
         total_(frame.template span<T>(parameters_)),
         delta_(frame.template span<T>(in.query.rows())),
         d_mass_(frame.template span<T>(MeanBound::has_mass ? in.query.rows() : 0)),
-        pair_parameters_(frame.template matrix<T>(in.query.rows(), Bound::parameters)),
         d_query_scalars_(frame.template matrix<T>(in.query.rows(), Bound::query_scalars)) {
     const Index d = in.key.cols(), v = in.value.cols();
     if constexpr (MeanBound::lifts) g_ = frame.template matrix<T>(in.query.rows(), v);
     const Index rows = std::min(backward_rows, in.query.rows());
     tile_ = {frame.template matrix<T>(rows, L::tile_dots),
-             frame.template matrix<T>(rows, L::tile_dots),
-             frame.template matrix<T>(rows, tile_keys),
              frame.template matrix<T>(rows, tile_keys),
              frame.template span<T>(logits_.packed_size()),
              frame.template span<T>(tile_keys * v),
@@ -127,6 +125,7 @@ class SoftmaxBackward {
              frame.template matrix<T>(tile_keys, d),
              frame.template matrix<T>(tile_keys, v),
              frame.template matrix<T>(Bound::key_scalars, tile_keys),
+             frame.template matrix<T>(Bound::parameters, tile_keys),
              frame.template span<T>(MeanBound::has_mass ? tile_keys : 0)};
   }
 
@@ -148,6 +147,9 @@ class SoftmaxBackward {
 
  private:
   using L = Logits<Score, S>;
+  /// Whether there may be rows for which the score and the mean look at nothing but products.
+  static constexpr bool has_usual_rows =
+      L::has_rank && !Bound::guarded && Bound::query_scalars + Bound::key_scalars == 0 && !MeanBound::has_mass;
 
   [[nodiscard]] std::span<T> of_score(std::span<T> sums) const { return sums.first(std::size_t(score_parameters_)); }
   [[nodiscard]] std::span<T> of_mean(std::span<T> sums) const { return sums.subspan(std::size_t(score_parameters_)); }
@@ -158,7 +160,6 @@ class SoftmaxBackward {
   // G, D − d_lse and cleared accumulators.
   void begin_rows() {
     mean_sums_.add(0, in_.query.rows(), [&]([[maybe_unused]] std::span<T> sums, Index i) {
-      std::ranges::fill(pair_parameters_.row(i), T(0));
       std::ranges::fill(d_query_scalars_.row(i), T(0));
       T& delta = delta_[std::size_t(i)];
       delta = d_out_.log_sum_exp.empty() ? T(0) : -d_out_.log_sum_exp[std::size_t(i)];
@@ -181,7 +182,6 @@ class SoftmaxBackward {
 
   void end_rows() {
     row_sums_.add(0, in_.query.rows(), [&]([[maybe_unused]] std::span<T> sums, Index i) {
-      for (Index p = 0; p < Bound::parameters; ++p) sums[std::size_t(p)] += pair_parameters_(i, p);
       if (saved_.inverse_sum[i] == 0) return;  // saw no key
       if constexpr (Bound::query_scalars > 0)
         logits_.bound().query_row_vjp(in_.query.row(i), d_query_scalars_.row(i).data(), wanted_row(d_in_.query, i),
@@ -201,6 +201,7 @@ class SoftmaxBackward {
       std::ranges::fill(d_value.row(j), T(0));
     }
     for (Index s = 0; s < Bound::key_scalars; ++s) std::ranges::fill(tile_.d_key_scalars.row(s), T(0));
+    for (Index p = 0; p < Bound::parameters; ++p) std::ranges::fill(tile_.d_pair_parameters.row(p), T(0));
     std::ranges::fill(tile_.d_masses, T(0));
     bool seen = false;
     for (Index i = 0; i < m; i += backward_rows)
@@ -215,8 +216,8 @@ class SoftmaxBackward {
   void add_rows(Index first, Index rows, Index begin, Index keys, MatrixView<const T> key, bool covered) {
     const MatrixView<const T> query = in_.query.rows(first, rows), g = g_.rows(first, rows);
     logits_.multiply(first, tile_.packed_keys.data(), tile_.dots.rows(0, rows));
-    multiply_keys<T>(g, 0, g.cols(), tile_.packed_values.data(), tile_.d_weights.rows(0, rows));
-    for (Index r = 0; r < rows; ++r) differentiate_row(first + r, begin, keys, key, covered, r);
+    multiply_keys<T>(g, 0, g.cols(), tile_.packed_values.data(), tile_.weights.rows(0, rows));
+    differentiate(first, rows, begin, keys, key, covered);
 
     const auto sees = [&](Index i, Index j) { return logits_.sees(first + i, begin + j); };
     const auto seen_by = [&](Index j, Index i) { return sees(i, j); };
@@ -227,22 +228,61 @@ class SoftmaxBackward {
     for (int p = 0; p < Bound::products; ++p) {
       const Index c = logits_.bound().column(p),
                   count = (p + 1 < Bound::products ? logits_.bound().column(p + 1) : query.cols()) - c;
-      const T* d_dots = tile_.d_dots.data() + p * tile_keys;
+      const T* d_dots = tile_.dots.data() + p * tile_keys;
       if (d_in_.key.data() != nullptr)
-        add_seen_products<T>({d_dots, 1, tile_.d_dots.stride()}, query.cols(c, count),
+        add_seen_products<T>({d_dots, 1, tile_.dots.stride()}, query.cols(c, count),
                              tile_.d_key.rows(0, keys).cols(c, count), covered, seen_by);
       if (d_in_.query.data() != nullptr)
-        add_seen_products<T>({d_dots, tile_.d_dots.stride(), 1}, key.cols(c, count),
+        add_seen_products<T>({d_dots, tile_.dots.stride(), 1}, key.cols(c, count),
                              d_in_.query.rows(first, rows).cols(c, count), covered, sees);
     }
   }
+
+  [[gnu::noinline]] void differentiate(Index first, Index rows, Index begin, Index keys, MatrixView<const T> key,
+                                       bool covered) {
+    [[maybe_unused]] const bool usual =
+        covered && logits_.ranked() && dropout_ == nullptr && d_in_.bias.data() == nullptr;
+    [[maybe_unused]] const Bound bound = logits_.bound();  // a copy, which lies in no place that is written
+    for (Index r = 0; r < rows; ++r) {
+      if constexpr (has_usual_rows)
+        if (usual && std::fabs(saved_.reference[first + r]) < huge_logit<T>) {
+          differentiate_usual_row(bound, first + r, r);
+          continue;
+        }
+      differentiate_row(first + r, begin, keys, key, covered, r);
+    }
+  }
+
+  // What differentiate_row does, without the choices that the usual call does not need: the same bits.
+  [[gnu::always_inline]] void differentiate_usual_row(const Bound& bound, Index i, Index r) requires has_usual_rows {
+    constexpr Index width = simd::lanes<T>;
+    T *dots = tile_.dots.row(r).data(), *weights = tile_.weights.row(r).data();
+    const B reference(bound.rank_reference(saved_.reference[i])), inverse(saved_.inverse_sum[i]),
+        delta(delta_[std::size_t(i)]);
+    B z[tile_vectors<T>][std::size_t(Bound::products)], weight[tile_vectors<T>];
+    RUVECTOR_UNROLL for (Index v = 0; v < tile_vectors<T>; ++v) {
+      for (int p = 0; p < Bound::products; ++p) z[v][p] = simd::load(dots + p * tile_keys + v * width);
+      weight[v] = bound.rank_weight(bound.rank(z[v], nullptr, nullptr), reference);
+    }
+    RUVECTOR_UNROLL for (Index v = 0; v < tile_vectors<T>; ++v) {
+      const Index at = v * width;
+      weight[v] = weight[v] * inverse;
+      const B d_logit = weight[v] * (simd::load(weights + at) - delta);
+      PairDerivative<Bound, T> d;
+      bound.derivative(d_logit, z[v], nullptr, nullptr, d);
+      simd::store(weights + at, weight[v]);
+      for (int p = 0; p < Bound::products; ++p) simd::store(dots + p * tile_keys + at, d.z[p]);
+      for (Index p = 0; p < Bound::parameters; ++p) add_to(tile_.d_pair_parameters.row(p).data() + at, d.parameter[p]);
+    }
+  }
+  static void add_to(T* sums, B x) { simd::store(sums, simd::load(sums) + x); }
 
   // Row r of the tile: weights from the saved reference and sum, then dL and the partials of the score.
   void differentiate_row(Index i, Index begin, Index keys, MatrixView<const T> key, bool covered, Index r) {
     constexpr Index width = simd::lanes<T>;
     const T mu = saved_.reference[i];
     const B inverse(saved_.inverse_sum[i]), delta(delta_[std::size_t(i)]), zero(T(0));
-    B d_query[std::size_t(Bound::query_scalars) + 1] = {}, d_parameter[std::size_t(Bound::parameters) + 1] = {};
+    B d_query[std::size_t(Bound::query_scalars) + 1] = {};
     T factor[tile_keys];
     if (dropout_ != nullptr) dropout_->factors(i, begin, factor);
     RUVECTOR_UNROLL for (Index v = 0; v < tile_vectors<T>; ++v) {
@@ -252,7 +292,7 @@ class SoftmaxBackward {
       const auto pair =
           logits_.pairs(i, begin, v, tile_.dots.row(r).data(), tile_.packed_keys.data(), covered ? nullptr : &visible);
       B weight = term(pair, i, begin, v, mu, covered ? nullptr : &visible) * inverse;
-      B d_weight = simd::load(tile_.d_weights.row(r).data() + at);
+      B d_weight = simd::load(tile_.weights.row(r).data() + at);
       if constexpr (MeanBound::has_mass)
         d_weight = simd::fma(B(d_mass_[std::size_t(i)]), simd::load(values_.masses() + at), d_weight);
       B kept = weight;
@@ -276,13 +316,12 @@ class SoftmaxBackward {
         logits_.bound().measure_vjp(dot(r, at), pair.query, pair.key, d);
       }
       for (int p = 0; p < Bound::products; ++p)
-        simd::store(tile_.d_dots.row(r).data() + p * tile_keys + at, hide(covered, visible, d.z[p]));
+        simd::store(tile_.dots.row(r).data() + p * tile_keys + at, hide(covered, visible, d.z[p]));
       for (Index s = 0; s < Bound::query_scalars; ++s) d_query[s] += hide(covered, visible, d.query[s]);
-      for (Index p = 0; p < Bound::parameters; ++p) d_parameter[p] += hide(covered, visible, d.parameter[p]);
-      for (Index s = 0; s < Bound::key_scalars; ++s) {
-        T* d_key = tile_.d_key_scalars.row(s).data() + at;
-        simd::store(d_key, simd::load(d_key) + hide(covered, visible, d.key[s]));
-      }
+      for (Index p = 0; p < Bound::parameters; ++p)
+        add_to(tile_.d_pair_parameters.row(p).data() + at, hide(covered, visible, d.parameter[p]));
+      for (Index s = 0; s < Bound::key_scalars; ++s)
+        add_to(tile_.d_key_scalars.row(s).data() + at, hide(covered, visible, d.key[s]));
       if (d_in_.bias.data() != nullptr && at < keys) {
         T* bias = d_in_.bias.data() + (d_in_.bias.rows() == 1 ? 0 : i * d_in_.bias.stride()) + begin + at;
         const Index count = std::min(width, keys - at);
@@ -290,7 +329,6 @@ class SoftmaxBackward {
       }
     }
     for (Index s = 0; s < Bound::query_scalars; ++s) d_query_scalars_(i, s) += simd::reduce_add(d_query[s]);
-    for (Index p = 0; p < Bound::parameters; ++p) pair_parameters_(i, p) += simd::reduce_add(d_parameter[p]);
   }
 
   // What the products of a hidden key say may be anything.
@@ -328,8 +366,10 @@ class SoftmaxBackward {
     for (std::uint32_t near = simd::lane_bits(pair.near); near != 0; near &= near - 1) {
       const Index lane = std::countr_zero(near);
       (void)j;
+      T d_parameters[std::size_t(Bound::parameters) + 1] = {};
       logits_.bound().exact_vjp(in_.query.row(i), key.row(at + lane), d_z[lane], wanted_row(d_in_.query, i),
-                                tile_.d_key.row(at + lane), pair_parameters_.row(i));
+                                tile_.d_key.row(at + lane), std::span<T>(d_parameters, std::size_t(Bound::parameters)));
+      for (Index p = 0; p < Bound::parameters; ++p) tile_.d_pair_parameters(p, at + lane) += d_parameters[p];
     }
     d.z[last] = simd::select(pair.near, B(T(0)), d.z[last]);
   }
@@ -338,6 +378,7 @@ class SoftmaxBackward {
     key_sums_.add(begin, begin + keys, [&]([[maybe_unused]] std::span<T> sums, Index j) {
       if (!seen) return;
       const Index k = j - begin;
+      for (Index p = 0; p < Bound::parameters; ++p) sums[std::size_t(p)] += tile_.d_pair_parameters(p, k);
       const std::span<T> d_key = tile_.d_key.row(k);
       if constexpr (Bound::key_scalars > 0) {
         T d_scalars[std::size_t(Bound::key_scalars)];
@@ -379,7 +420,6 @@ class SoftmaxBackward {
   std::span<T> total_;
   std::span<T> delta_;             // [m], D − d_lse
   std::span<T> d_mass_;            // [m]
-  MatrixView<T> pair_parameters_;  // [m×parameters]
   MatrixView<T> d_query_scalars_;  // [m×query_scalars]
   BackwardTile<T> tile_;
 };
