@@ -15,7 +15,6 @@
 #include "support/laws.hpp"
 
 namespace test_gat_v2 {
-namespace {
 
 using namespace ruvector;
 using namespace ruvector::attention;
@@ -203,7 +202,6 @@ using Backends = std::tuple<GatV2<float>, GatV2<double>, OneHead<float>, OneHead
 using ValueBackends = std::tuple<OneHead<float>, OneHead<double>>;
 using SmoothBackends = std::tuple<Smooth<true>, Smooth<false>>;
 
-}  // namespace
 }  // namespace test_gat_v2
 
 namespace laws {

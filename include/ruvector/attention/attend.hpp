@@ -46,7 +46,7 @@ void attend(const A& backend, const AttentionInput<ScalarOf<A>, S>& in,
 namespace detail {
 
 /// Queries of a task at least: fewer would pack the keys too often.
-inline constexpr Index task_rows = 384;
+inline constexpr Index task_rows = 288;
 
 /// A backend whose cost is in its query rows, so that one input can be split over workers.
 template <class A>

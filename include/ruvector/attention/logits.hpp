@@ -30,7 +30,7 @@ inline constexpr Index tile_keys = 64;
 /// Queries of which it is known together what they see of a tile of keys.
 inline constexpr Index tile_rows = 24;
 /// Queries that share one packing of a tile of keys.
-inline constexpr Index block_rows = 384;
+inline constexpr Index block_rows = 288;
 
 template <Real T>
 inline constexpr Index tile_vectors = tile_keys / simd::lanes<T>;

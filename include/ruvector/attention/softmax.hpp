@@ -123,11 +123,21 @@ struct BlockMonoid {
 
   void clear(BlockState<T>& state) const {
     if (state.value.data() == nullptr) {
-      state.reference = frame.span<T>(rows);
-      state.rank_reference = frame.span<T>(rows);
-      state.sum = frame.span<T>(rows * simd::lanes<T>);
-      state.mass = frame.span<T>(has_mass ? rows * simd::lanes<T> : 0);
-      state.value = frame.matrix<T>(rows, value_dim);
+      // In one piece: a workspace has no holes then.
+      constexpr Index line = Index(64 / sizeof(T));
+      const auto padded = [](Index n) { return (n + line - 1) / line * line; };
+      const Index sums = padded(rows * simd::lanes<T>), numbers = rows * value_dim;
+      T* at = frame.span<T>(2 * padded(rows) + (has_mass ? 2 : 1) * sums + numbers).data();
+      const auto take = [&](Index n) {
+        const std::span<T> taken(at, std::size_t(n));
+        at += padded(n);
+        return taken;
+      };
+      state.reference = take(rows);
+      state.rank_reference = take(rows);
+      state.sum = take(rows * simd::lanes<T>);
+      state.mass = take(has_mass ? rows * simd::lanes<T> : 0);
+      state.value = MatrixView<T>(at, rows, value_dim);
     }
     state.clear();
   }

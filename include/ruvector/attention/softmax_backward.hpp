@@ -110,12 +110,8 @@ class SoftmaxBackward {
         row_sums_(parameters_, frame),
         mean_sums_(parameters_, frame),
         key_sums_(parameters_, frame),
-        total_(frame.template span<T>(parameters_)),
-        delta_(frame.template span<T>(in.query.rows())),
-        d_mass_(frame.template span<T>(MeanBound::has_mass ? in.query.rows() : 0)),
-        d_query_scalars_(frame.template matrix<T>(in.query.rows(), Bound::query_scalars)) {
-    const Index d = in.key.cols(), v = in.value.cols();
-    if constexpr (MeanBound::lifts) g_ = frame.template matrix<T>(in.query.rows(), v);
+        total_(frame.template span<T>(parameters_)) {
+    const Index d = in.key.cols(), v = in.value.cols(), m = in.query.rows();
     const Index rows = std::min(backward_rows, in.query.rows());
     tile_ = {frame.template matrix<T>(rows, L::tile_dots),
              frame.template matrix<T>(rows, tile_keys),
@@ -127,6 +123,11 @@ class SoftmaxBackward {
              frame.template matrix<T>(Bound::key_scalars, tile_keys),
              frame.template matrix<T>(Bound::parameters, tile_keys),
              frame.template span<T>(MeanBound::has_mass ? tile_keys : 0)};
+    // Last what grows with the queries: the rest then finds room where the forward pass had its blocks.
+    if constexpr (MeanBound::lifts) g_ = frame.template matrix<T>(m, v);
+    delta_ = frame.template span<T>(m);
+    d_mass_ = frame.template span<T>(MeanBound::has_mass ? m : 0);
+    d_query_scalars_ = frame.template matrix<T>(m, Bound::query_scalars);
   }
 
   void run(Score& grad, Mean& mean_grad) {
@@ -291,7 +292,8 @@ class SoftmaxBackward {
       if (!covered) visible = logits_.seen(i, begin, v);
       const auto pair =
           logits_.pairs(i, begin, v, tile_.dots.row(r).data(), tile_.packed_keys.data(), covered ? nullptr : &visible);
-      B weight = term(pair, i, begin, v, mu, covered ? nullptr : &visible) * inverse;
+      // A sum that is not finite makes even 0 of a hidden key NaN.
+      const B weight = hide(covered, visible, term(pair, i, begin, v, mu) * inverse);
       B d_weight = simd::load(tile_.weights.row(r).data() + at);
       if constexpr (MeanBound::has_mass)
         d_weight = simd::fma(B(d_mass_[std::size_t(i)]), simd::load(values_.masses() + at), d_weight);
@@ -305,7 +307,7 @@ class SoftmaxBackward {
       simd::store(tile_.weights.row(r).data() + at, kept);
       if constexpr (MeanBound::has_mass) {
         T* d_mass = tile_.d_masses.data() + at;
-        simd::store(d_mass, simd::fma(kept, B(d_mass_[std::size_t(i)]), simd::load(d_mass)));
+        simd::store(d_mass, simd::load(d_mass) + hide(covered, visible, kept * B(d_mass_[std::size_t(i)])));
       }
 
       PairDerivative<Bound, T> d;
@@ -339,22 +341,16 @@ class SoftmaxBackward {
     return simd::load(tile_.dots.row(r).data() + (Bound::products - 1) * tile_keys + at);
   }
 
-  // e^(x−μ), 0 for hidden keys.
-  [[nodiscard]] B term(const Pairs<Bound, T>& pair, Index i, Index begin, Index v, T mu,
-                       const simd::Mask<T>* visible) const {
+  // e^(x−μ), anything for hidden keys.
+  [[nodiscard]] B term(const Pairs<Bound, T>& pair, Index i, Index begin, Index v, T mu) const {
     const Bound& bound = logits_.bound();
     constexpr T infinity = std::numeric_limits<T>::infinity();
-    const B zero(T(0));
-    if constexpr (L::has_rank) {
-      if (logits_.ranked() && std::fabs(mu) < huge_logit<T>) {
-        const B weight = bound.rank_weight(bound.rank(pair.z, pair.query, pair.key), B(bound.rank_reference(mu)));
-        return visible == nullptr ? weight : simd::select(*visible, weight, zero);
-      }
-    }
+    if constexpr (L::has_rank)
+      if (logits_.ranked() && std::fabs(mu) < huge_logit<T>)
+        return bound.rank_weight(bound.rank(pair.z, pair.query, pair.key), B(bound.rank_reference(mu)));
     B x = bound.logit(pair.z, pair.query, pair.key);
     if (!logits_.unbiased()) x = logits_.biased(i, begin, v, x);
-    const B weight = mu == infinity ? simd::select(x == B(infinity), B(T(1)), zero) : simd::exp(x - B(mu));
-    return visible == nullptr ? weight : simd::select(*visible, weight, zero);
+    return mu == infinity ? simd::select(x == B(infinity), B(T(1)), B(T(0))) : simd::exp(x - B(mu));
   }
 
   // The near ones of the keys j …, rows `at` … of the tile, pair by pair.

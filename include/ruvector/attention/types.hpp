@@ -81,7 +81,8 @@ struct GraphPositions {
   };
 };
 
-/// What `forward` writes. Empty members are not wanted and cost nothing.
+/// What `forward` writes. Empty members are not wanted and cost nothing. Outputs must not overlap inputs; but without
+/// weights, and not in training, `value` may be the query of a softmax of keys that are as wide as values.
 template <Real T>
 struct AttentionOutput {
   MatrixView<T> value;            ///< [m×output_dim]; zeros for a query that sees no key

@@ -115,10 +115,10 @@ class Workspace {
     return memory;
   }
 
-  // Doubles, so that a workspace settles after a few calls.
+  // Small requests share blocks, large ones get their own, so that hardly more is held than was asked for.
   [[gnu::cold, gnu::noinline]] void grow(Index bytes) {
-    constexpr Index smallest = Index(1) << 12;
-    const Index size = std::max(bytes, blocks_.empty() ? smallest : 2 * blocks_.back().size);
+    constexpr Index smallest = Index(1) << 12, largest = Index(1) << 15;
+    const Index size = std::max(bytes, blocks_.empty() ? smallest : std::min(largest, 2 * blocks_.back().size));
     blocks_.push_back({detail::aligned_array<std::byte>(size), size});
   }
 
