@@ -16,6 +16,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <concepts>
 #include <limits>
 #include <span>
 
@@ -48,7 +49,7 @@ class BlockForward {
     for (Index j = begin; j < end; j += tile_keys) {
       const Index keys = std::min(tile_keys, end - j);
       if (block.misses(j, j + keys)) continue;
-      logits_.pack(j, keys, packed_.data());
+      if (!streams(keys)) logits_.pack(j, keys, packed_.data());
       add_tile(j, keys, state);
     }
   }
@@ -61,12 +62,34 @@ class BlockForward {
     for_each_run(logits_, in_, first_, rows_, begin, keys, [&](Index r, Index rows, bool covered) {
       const Index i = first_ + r;
       const MatrixView<T> dots = dots_.rows(0, rows);
-      logits_.multiply(i, packed_.data(), dots);
+      multiply(i, begin, keys, dots);
       weigh_rows(logits_, i, rows, begin, covered, dots, packed_.data(), values_.masses(), state, r, dropout_);
-      add_seen_products<T>({dots.data(), dots.stride(), 1}, values, state.value.rows(r, rows), covered,
-                           [&](Index row, Index key) { return logits_.sees(i + row, begin + key); });
+      if (covered && streams(keys))
+        simd::detail::product_once<T>({dots.data(), dots.stride(), 1}, values, state.value.rows(r, rows),
+                                      simd::Product::accumulate);
+      else
+        add_seen_products<T>({dots.data(), dots.stride(), 1}, values, state.value.rows(r, rows), covered,
+                             [&](Index row, Index key) { return logits_.sees(i + row, begin + key); });
     });
   }
+
+  // Few queries: keys and values come straight from memory. Packed, keys would be written and read again: 60 % of the
+  // bandwidth, not 85.
+  [[nodiscard]] bool streams(Index keys) const {
+    return can_stream && rows_ <= simd::detail::few_rows && keys == tile_keys;
+  }
+
+  void multiply(Index i, Index begin, Index keys, MatrixView<T> dots) const {
+    if constexpr (can_stream)
+      if (streams(keys)) {
+        const MatrixView<const T> query = in_.query.rows(i, dots.rows());
+        return simd::detail::product_once_transposed<T>(query, in_.key.rows(begin, keys), dots);
+      }
+    logits_.multiply(i, packed_.data(), dots);
+  }
+
+  static constexpr bool can_stream =
+      Score::Bound::products == 1 && Score::Bound::key_scalars == 0 && std::same_as<S, T> && !Values<Mean, S>::copies;
 
   const AttentionInput<T, S>& in_;
   Index first_, rows_;

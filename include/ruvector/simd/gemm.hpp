@@ -9,6 +9,8 @@
 #include "ruvector/simd/transpose.hpp"
 
 #include <algorithm>
+#include <cstddef>
+#include <cstdint>
 #include <type_traits>
 #include <utility>
 
@@ -82,9 +84,21 @@ enum class Edge {
   in_both  ///< in both
 };
 
+/// Whether the right factor stays in a cache, or comes from memory to be read once: then it is asked for in time.
+enum class Reads { again, once };
+/// Rows between what is asked for and what is used, in the order in which they are read: 8 and 32 were no faster.
+inline constexpr Index rows_ahead = 16;
+
+/// Asks for what lies n elements after p, where memory may have ended.
+template <Real T>
+[[gnu::always_inline]] inline void ask_for(const T* p, Index n) {
+  __builtin_prefetch(
+      reinterpret_cast<const void*>(reinterpret_cast<std::uintptr_t>(p) + std::uintptr_t(n) * sizeof(T)));
+}
+
 /// A block of [rows × cols] of the product, cols ≤ vectors · lanes. Not inlined, and with plain arguments, which come
 /// in registers: factors passed as they are cost gcc 12 a tenth of the speed at a depth of 64.
-template <int rows, int vectors, Edge edge, Real T>
+template <int rows, int vectors, Edge edge, Reads reads, Real T>
 [[gnu::noinline]] void product_block(const T* left, Index left_row, Index left_step, const T* right, Index right_stride,
                                      Index depth, T* c, Index c_stride, Index cols, Product mode) {
   constexpr Index width = lanes<T>;
@@ -105,6 +119,8 @@ template <int rows, int vectors, Edge edge, Real T>
     Batch<T> step[vectors];
     RUVECTOR_UNROLL for (int v = 0; v < vectors; ++v) step[v] =
         load(right + v * width, edge != Edge::in_both || v + 1 < vectors);
+    if constexpr (reads == Reads::once)
+      RUVECTOR_UNROLL for (int v = 0; v < vectors; ++v) ask_for(right + v * width, rows_ahead * right_stride);
     RUVECTOR_UNROLL for (int i = 0; i < rows; ++i) {
       const Batch<T> factor(left[i * left_row]);
       RUVECTOR_UNROLL for (int v = 0; v < vectors; ++v) sum[i][v] = simd::fma(factor, step[v], sum[i][v]);
@@ -127,8 +143,8 @@ template <int vectors, Edge edge, Real T>
 void product_rows_of(LeftFactor<T> a, RightFactor<T> b, Index depth, MatrixView<T> c, Product mode) {
   Index i = 0;
   const auto block = [&]<int rows>(std::integral_constant<int, rows>) {
-    product_block<rows, vectors, edge, T>(a.data + i * a.row, a.row, a.step, b.data, b.stride, depth,
-                                          c.data() + i * c.stride(), c.stride(), c.cols(), mode);
+    product_block<rows, vectors, edge, Reads::again, T>(a.data + i * a.row, a.row, a.step, b.data, b.stride, depth,
+                                                        c.data() + i * c.stride(), c.stride(), c.cols(), mode);
   };
   for (; i + product_rows <= c.rows(); i += product_rows) block(std::integral_constant<int, product_rows>{});
   static_assert(product_rows == 6);
@@ -179,6 +195,80 @@ void product_in_place(LeftFactor<T> a, MatrixView<const T> b, MatrixView<T> c, P
     const MatrixView<T> panel = c.cols(j, std::min(product_width<T>, c.cols() - j));
     product_panel<false>(a, RightFactor<T>{b.data() + j, b.stride()}, b.rows(), panel, mode);
   }
+}
+
+/// Most rows of a for which b, read once, costs less as it lies than packed.
+inline constexpr Index few_rows = 4;
+
+/// c (+)= a b for few rows of a, where b comes from memory.
+template <int rows, Real T>
+void product_once_of(LeftFactor<T> a, MatrixView<const T> b, MatrixView<T> c, Product mode) {
+  constexpr Index width = product_width<T>;
+  Index j = 0;
+  for (; j + width <= c.cols(); j += width)
+    product_block<rows, product_vectors, Edge::none, Reads::once, T>(a.data, a.row, a.step, b.data() + j, b.stride(),
+                                                                     b.rows(), c.data() + j, c.stride(), width, mode);
+  if (j < c.cols()) product_in_place<T>(a, b.cols(j, b.cols() - j), c.cols(j, c.cols() - j), mode);
+}
+
+/// c = a bᵀ for few rows of a and whole registers of c, where b comes from memory: squares of it are transposed in
+/// registers.
+template <int rows, Real T>
+[[gnu::noinline]] void product_once_transposed_of(MatrixView<const T> a, MatrixView<const T> b, MatrixView<T> c) {
+  constexpr Index width = lanes<T>;
+  const Index depth = a.cols();
+  for (Index j = 0; j < c.cols(); j += width) {
+    Batch<T> sum[rows], step[std::size_t(width)];
+    RUVECTOR_UNROLL for (int i = 0; i < rows; ++i) sum[i] = Batch<T>(T(0));
+    const auto add = [&](Index p, Index s) {
+      RUVECTOR_UNROLL for (int i = 0; i < rows; ++i) sum[i] =
+          simd::fma(Batch<T>(a.data()[i * a.stride() + p + s]), step[s], sum[i]);
+    };
+    const T* right = b.data() + j * b.stride();
+    Index p = 0;
+    for (; p + width <= depth; p += width) {
+      RUVECTOR_UNROLL for (Index s = 0; s < width; ++s) {
+        step[s] = simd::load(right + s * b.stride() + p);
+        ask_for(right + s * b.stride() + p, rows_ahead * b.stride());
+      }
+      transpose_square<T>(step);
+      RUVECTOR_UNROLL for (Index s = 0; s < width; ++s) add(p, s);
+    }
+    if (p < depth) {
+      for (Index s = 0; s < width; ++s) step[s] = simd::load_partial(right + s * b.stride() + p, depth - p);
+      transpose_square<T>(step);
+      for (Index s = 0; s < depth - p; ++s) add(p, s);
+    }
+    RUVECTOR_UNROLL for (int i = 0; i < rows; ++i) simd::store(c.data() + i * c.stride() + j, sum[i]);
+  }
+}
+
+/// Calls f(integral constant) with a number of rows from 1 to few_rows.
+template <class F>
+void with_few_rows(Index rows, F&& f) {
+  static_assert(few_rows == 4);
+  switch (rows) {
+    case 1:
+      return f(std::integral_constant<int, 1>{});
+    case 2:
+      return f(std::integral_constant<int, 2>{});
+    case 3:
+      return f(std::integral_constant<int, 3>{});
+    default:
+      return f(std::integral_constant<int, 4>{});
+  }
+}
+
+/// c (+)= a b with a of 1 to few_rows rows, and b read once from memory.
+template <Real T>
+void product_once(LeftFactor<T> a, MatrixView<const T> b, MatrixView<T> c, Product mode) {
+  with_few_rows(c.rows(), [&](auto rows) { product_once_of<rows.value, T>(a, b, c, mode); });
+}
+
+/// c = a bᵀ in the same way; c.cols() is a multiple of the lanes.
+template <Real T>
+void product_once_transposed(MatrixView<const T> a, MatrixView<const T> b, MatrixView<T> c) {
+  with_few_rows(c.rows(), [&](auto rows) { product_once_transposed_of<rows.value, T>(a, b, c); });
 }
 
 /// Copies rows first … first+depth−1 of b's columns into a panel `width` wide, zero where there is no column.

@@ -36,26 +36,32 @@ template <std::size_t s, class V, std::size_t width>
   }
 }
 
-/// A square tile of lanes × lanes through registers: log₂ lanes rounds, each of which exchanges squares twice as large
-/// (Eklundh 1972).
+/// A square of lanes × lanes in registers: log₂ lanes rounds, each of which exchanges squares twice as large (Eklundh
+/// 1972).
 template <Real T>
-void transpose_tile(const T* from, Index from_stride, T* to, Index to_stride) {
+[[gnu::always_inline]] inline void transpose_square(Batch<T> (&row)[std::size_t(lanes<T>)]) {
   constexpr auto width = std::size_t(lanes<T>);
-  using Register = decltype(Batch<T>::pack.data);
-  Register row[width];
-  for (std::size_t i = 0; i < width; ++i) row[i] = simd::load(from + Index(i) * from_stride).pack.data;
-  transpose_registers<1>(row);
-  for (std::size_t i = 0; i < width; ++i) simd::store(to + Index(i) * to_stride, Batch<T>::wrap(row[i]));
+  decltype(Batch<T>::pack.data) x[width];
+  for (std::size_t i = 0; i < width; ++i) x[i] = row[i].pack.data;
+  transpose_registers<1>(x);
+  for (std::size_t i = 0; i < width; ++i) row[i] = Batch<T>::wrap(x[i]);
 }
 
 #else
 
 template <Real T>
-void transpose_tile(const T* from, Index, T* to, Index) {
-  *to = *from;
-}
+void transpose_square(Batch<T> (&)[1]) {}
 
 #endif
+
+/// A square tile of lanes × lanes, from memory to memory.
+template <Real T>
+void transpose_tile(const T* from, Index from_stride, T* to, Index to_stride) {
+  Batch<T> row[std::size_t(lanes<T>)];
+  for (Index i = 0; i < lanes<T>; ++i) row[i] = simd::load(from + i * from_stride);
+  transpose_square<T>(row);
+  for (Index i = 0; i < lanes<T>; ++i) simd::store(to + i * to_stride, row[i]);
+}
 
 }  // namespace detail
 
