@@ -137,7 +137,7 @@ void write_block(const typename Mean::Bound& mean, const BlockState<T>& state, I
 }  // namespace detail
 
 /// Attention by online softmax over tiles of 64 keys (Milakov & Gimelshein 2018; Dao 2022): the m×n weights are never
-/// held, only a reference, a sum and the output of each row. Memory beyond inputs and outputs O(384 (v + d) log n).
+/// held, only a reference, a sum and the output of each row. Memory beyond inputs and outputs O(288 (v + d) log n).
 ///
 /// A row depends on that row alone, bit for bit: its keys are taken in tiles and leaves of 4096 by absolute index,
 /// whatever rows stand beside it.
