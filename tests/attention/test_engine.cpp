@@ -75,7 +75,10 @@ void stored_rows_are_what_they_read_as(std::uint64_t seed) {
   const A backend;
   for (const Index n : {1, 63, 64, 200, 5000}) {
     const Matrix<T> query = random<T>(7, 9, rng, 0.3);
-    const Stored<T, S> key(random<float>(n, 9, rng, 0.3)), value(random<float>(n, 5, rng, 0.3));
+    Matrix<float> points = random<float>(n, 9, rng, 0.3);
+    for (Index j = 0; j < n; j += 3)  // some are near a query
+      for (Index c = 0; c < 9; ++c) points(j, c) = float(query(j % 7, c)) + 1e-3F * rng.normal<float>();
+    const Stored<T, S> key(points), value(random<float>(n, 5, rng, 0.3));
     Matrix<T> bias = random<T>(7, n, rng);
     const AttentionInput<T, S> in{.query = query,
                                   .key = key.rows,

@@ -166,7 +166,7 @@ class Logits {
         bound_(score.bind(in.query.cols())),
         first_(first),
         query_scalars_(frame.template matrix<T>(rows, Bound::query_scalars)),
-        scratch_(frame.template matrix<T>(std::same_as<S, T> ? 0 : tile_keys, in.key.cols())) {
+        scratch_(frame.template matrix<T>(std::same_as<S, T> ? 0 : tile_keys + 1, in.key.cols())) {
     if constexpr (Bound::query_scalars > 0)
       for (Index i = 0; i < rows; ++i) bound_.query_row(in.query.row(first + i), query_scalars_.row(i).data());
   }
@@ -342,7 +342,10 @@ class Logits {
     simd::store(z, pair.z[last]);
     for (std::uint32_t near = simd::lane_bits(pair.near); near != 0; near &= near - 1) {
       const Index lane = std::countr_zero(near);
-      z[lane] = bound_.exact(in_.query.row(i), key_rows(j + lane, 1).row(0));
+      const Index spare = std::same_as<S, T> ? 0 : tile_keys;  // the tile's own rows may be in use
+      const MatrixView<const T> key =
+          read_rows<T, S>(in_.key, in_.key_scale, j + lane, 1, scratch_.rows(spare, scratch_.rows() - spare));
+      z[lane] = bound_.exact(in_.query.row(i), key.row(0));
     }
     pair.z[last] = simd::load(z);
   }
@@ -351,7 +354,7 @@ class Logits {
   const Bound bound_;
   Index first_;
   MatrixView<T> query_scalars_;  // [rows × query_scalars]
-  MatrixView<T> scratch_;        // [tile_keys × d] for converted keys
+  MatrixView<T> scratch_;        // [tile_keys + 1 × d] for converted keys
 };
 
 /// Takes queries first … first+rows−1 that see some of the keys begin … begin+keys−1, a tile at most, in runs that are
