@@ -25,13 +25,16 @@ template <std::size_t s, class V, std::size_t... k>
   a = upper;
 }
 
+// A function and no lambda: one that gcc 12 does not inline sends all registers through memory.
+template <std::size_t s, class V, std::size_t width, std::size_t... i>
+[[gnu::always_inline]] inline void exchange_all(V (&row)[width], std::index_sequence<i...> all) {
+  (((i & s) == 0 ? exchange_squares<s>(row[i], row[i | s], all) : void()), ...);
+}
+
 template <std::size_t s, class V, std::size_t width>
 [[gnu::always_inline]] inline void transpose_registers(V (&row)[width]) {
   if constexpr (s < width) {
-    [&]<std::size_t... i>(std::index_sequence<i...>) {
-      (((i & s) == 0 ? exchange_squares<s>(row[i], row[i | s], std::make_index_sequence<width>{}) : void()), ...);
-    }
-    (std::make_index_sequence<width>{});
+    exchange_all<s>(row, std::make_index_sequence<width>{});
     transpose_registers<2 * s>(row);
   }
 }
