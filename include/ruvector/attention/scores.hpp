@@ -136,7 +136,7 @@ struct DotScore {
       d.parameter[0] = d_logit * inner;
       d.z[0] = d_logit * B(factor);
     }
-    /// Adds the gradient by τ. Divides here, once a call: τ = softplus(raw) cost as much as half of a pair's products.
+    /// Adds the gradient by τ. Divides here, once a call: τ = softplus(raw) cost about a third of a pair's products.
     void add_parameters(std::span<const T> sums, DotScore& grad) const {
       temperature.add(-sums[0] / temperature.value(), grad.temperature);
     }
