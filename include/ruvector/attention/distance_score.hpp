@@ -464,7 +464,9 @@ struct DistanceScore {
       ///@{
       void measure(B* z, const B* q, const B* k) const { z[0] = separation.measure(z[0], q, k); }
       [[nodiscard]] simd::Mask<T> near(const B* z, const B* q, const B* k) const { return separation.near(z[0], q, k); }
-      [[nodiscard]] B logit(const B* z, const B* q, const B* k) const { return B(factor) * rank(z, q, k); }
+      [[nodiscard]] B logit(const B* z, const B* q, const B* k) const {
+        return simd::detail::rounded_product(B(factor), rank(z, q, k));
+      }
       [[nodiscard]] B rank(const B* z, const B*, const B*) const { return -simd::log2_above_one(exponential(z[0])); }
       [[nodiscard]] T rank_limit(T reference) const { return reference * inverse_exponent + limit; }
       [[nodiscard]] B rank_weight(B rank, B reference) const {

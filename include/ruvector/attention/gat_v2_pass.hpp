@@ -625,7 +625,7 @@ class GatV2Pass {
           const B factor = keep_factor(chunk[std::size_t(k)].edge, group);
           const B weight = softmax_term(x, load_heads(to.saved.reference.row(i).data(), group)) *
                            load_heads(to.saved.inverse_sum.row(i).data(), group);
-          const B d_weight = add_lanes(simd::load(scratch.dots + k * width), layout.side) * factor;
+          const B d_weight = kept(add_lanes(simd::load(scratch.dots + k * width), layout.side), factor);
           simd::store(scratch.dots + k * width, weight * (d_weight - load_heads(to.delta.row(i).data(), group)));
           simd::store(scratch.logits + k * width, weight * factor);
         }
@@ -697,6 +697,8 @@ class GatV2Pass {
     }
     return simd::load(factor);
   }
+  // x · factor, rounded: a plain product may be fused with a difference that follows in one pass and not in the other.
+  [[nodiscard]] static B kept(B x, B factor) { return simd::detail::rounded_product(x, factor); }
   void drop(std::span<const Neighbor> all, Index group, T* weights) const {
     for (std::size_t k = 0; k < all.size(); ++k) {
       T* at = weights + Index(k) * width;
@@ -723,7 +725,7 @@ class GatV2Pass {
     for (Index k = 0; k < Index(all.size()); ++k) {
       T *logit = scratch.logits + k * width, *dot = scratch.dots + k * width;
       const B weight = softmax_term(simd::load(logit), mu) * inverse;
-      const B d_weight = add_lanes(simd::load(dot), layout.side) * keep_factor(all[std::size_t(k)].edge, group);
+      const B d_weight = kept(add_lanes(simd::load(dot), layout.side), keep_factor(all[std::size_t(k)].edge, group));
       delta = simd::fma(weight, d_weight, delta);
       simd::store(logit, weight);
       simd::store(dot, d_weight);

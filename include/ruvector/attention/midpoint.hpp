@@ -128,11 +128,11 @@ struct Midpoint<geometry::PoincareBall<T>> {
       double factor, by_square, by_t, by_c;
 
       Projection(const Bound& mean, std::span<const T> n, T mass) {
-        const double curvature = mean.c, t = double(mass), square = geometry::detail::dot(n, n);
-        const double m2 = t * t - curvature * square;
+        const double kappa = mean.c, t = double(mass), square = geometry::detail::dot(n, n);
+        const double m2 = t * t - kappa * square;
         const bool kept = m2 > 1;  // else M = Σ w = 1
         const double M = kept ? std::sqrt(m2) : 1;
-        const double m_by_t = kept ? t / M : 0, m_by_square = kept ? -curvature / (2 * M) : 0,
+        const double m_by_t = kept ? t / M : 0, m_by_square = kept ? -kappa / (2 * M) : 0,
                      m_by_c = kept ? -square / (2 * M) : 0;
         if (mean.values == Points::on_manifold) {
           factor = 1 / (t + M);
@@ -143,14 +143,14 @@ struct Midpoint<geometry::PoincareBall<T>> {
           return;
         }
         // asinh(y)/y = q at y² = c‖n‖²/M²; factor = q/(2M)
-        const double y2 = curvature * square / (M * M), y = std::sqrt(y2);
+        const double y2 = kappa * square / (M * M), y = std::sqrt(y2);
         const bool small = y2 < 1e-4;  // both forms agree to 1e-15 here
         const double q = small ? 1 - y2 / 6 * (1 - y2 * 9 / 20 * (1 - y2 * 25 / 42)) : std::asinh(y) / y;
         const double slope =
             small ? -1.0 / 6 + y2 * 3 / 20 - y2 * y2 * 15 / 112 : (1 / std::sqrt(1 + y2) - q) / (2 * y2);
         factor = q / (2 * M);
         const double by_y2 = slope / (2 * M), by_m = -q / (2 * M * M) - by_y2 * 2 * y2 / M;
-        by_square = by_y2 * curvature / (M * M) + by_m * m_by_square;
+        by_square = by_y2 * kappa / (M * M) + by_m * m_by_square;
         by_t = by_m * m_by_t;
         by_c = by_y2 * square / (M * M) + by_m * m_by_c;
       }

@@ -15,6 +15,7 @@
 #include <numbers>
 #include <span>
 #include <string>
+#include <type_traits>
 #include <utility>
 
 namespace ruvector::inline RUVECTOR_ABI::attention {
@@ -96,8 +97,8 @@ struct MixedScore {
       /// As in Bound.
       ///@{
       [[nodiscard, gnu::always_inline]] B logit(const B* z, const B* q, const B* k) const {
-        const B first = a.logit(z, q, k), second = b.logit(z + 1, q + BoundA::query_scalars, k + BoundA::key_scalars);
-        return simd::fma(q[gate], first - second, second) * B(inverse_tau);
+        const B of_a = a.logit(z, q, k), of_b = b.logit(z + 1, q + BoundA::query_scalars, k + BoundA::key_scalars);
+        return simd::fma(q[gate], of_a - of_b, of_b) * B(inverse_tau);
       }
       [[nodiscard, gnu::always_inline]] B rank(const B* z, const B* q, const B* k) const { return logit(z, q, k); }
       [[nodiscard]] T rank_limit(T reference) const { return reference * std::numbers::ln2_v<T> + T(softmax_margin); }
@@ -149,14 +150,14 @@ struct MixedScore {
     }
 
     [[nodiscard]] B logit(const B* z, const B* q, const B* k) const {
-      return Decided(a, b, 1 / temperature).logit(z, q, k);
+      return Decided<BoundA, BoundB>(a, b, 1 / temperature).logit(z, q, k);
     }
     template <class Partials>
     void derivative(B d_logit, const B* z, const B* q, const B* k, Partials& d) const {
-      const B first = a.logit(z, q, k), second = second_logit(z, q, k);
+      const B logit_a = a.logit(z, q, k), logit_b = second_logit(z, q, k);
       const B d_mean = d_logit * B(1 / temperature);
-      d.query[gate] = d_mean * (first - second);
-      d.parameter[tau] = -(d_mean * simd::fma(q[gate], first - second, second)) * B(1 / temperature);
+      d.query[gate] = d_mean * (logit_a - logit_b);
+      d.parameter[tau] = -(d_mean * simd::fma(q[gate], logit_a - logit_b, logit_b)) * B(1 / temperature);
       detail::PairDerivative<BoundA, T> of_a;
       a.derivative(d_mean * q[gate], z, q, k, of_a);
       d.z[0] = of_a.z[0];
@@ -191,7 +192,10 @@ struct MixedScore {
       if constexpr (
           requires { a.decide_logit(f); } && requires { b.decide_logit(f); })
         a.decide_logit([&](const auto& of_a) {
-          b.decide_logit([&](const auto& of_b) { f(Decided(of_a, of_b, 1 / temperature)); });
+          b.decide_logit([&](const auto& of_b) {
+            f(Decided<std::remove_cvref_t<decltype(of_a)>, std::remove_cvref_t<decltype(of_b)>>(of_a, of_b,
+                                                                                                1 / temperature));
+          });
         });
       else
         f(*this);

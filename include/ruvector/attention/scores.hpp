@@ -121,7 +121,7 @@ struct DotScore {
     [[nodiscard]] B logit(const B* z, const B*, const B*) const {
       if (capped) [[unlikely]]
         return simd::tanh(z[0] * B(factor)) * B(outer);
-      return z[0] * B(factor);
+      return Linear{factor}.logit(z, nullptr, nullptr);
     }
     /// ∂f/∂(q·k), and f for ∂f/∂τ = −f/τ.
     template <class Partials>
@@ -144,8 +144,11 @@ struct DotScore {
     /// q·k times a factor.
     struct Linear {
       T factor;  ///< scale/τ
-      /// As in Bound.
-      [[nodiscard]] B logit(const B* z, const B*, const B*) const { return z[0] * B(factor); }
+      /// As in Bound; rounded, so that no sum that follows is fused with it on one way through a tile and not on
+      /// another.
+      [[nodiscard]] B logit(const B* z, const B*, const B*) const {
+        return simd::detail::rounded_product(z[0], B(factor));
+      }
     };
     /// Calls f with the logit, its options decided.
     template <class F>
