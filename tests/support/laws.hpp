@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <limits>
 #include <vector>
 
@@ -29,6 +30,11 @@ namespace laws {
 
 using namespace ruvector;
 using namespace ruvector::attention;
+
+/// How many random problems a law looks at: a quarter where sanitizers make them slow.
+inline int trials(int n) {
+  return std::getenv("RUVECTOR_QUICK_TESTS") != nullptr ? (n + 3) / 4 : n;
+}
 
 /// Sizes and rules of a random problem.
 struct Shape {
@@ -250,7 +256,7 @@ void weights_sum_to_one(std::uint64_t seed) {
   CAPTURE(seed);
   Rng rng(seed);
   Workspace ws;
-  for (int c = 0; c < 50; ++c) {
+  for (int c = 0; c < trials(50); ++c) {
     const A backend = Subject<A>::make(rng);
     const Problem<T> problem(random_shape<A>(rng), rng, 3);
     const Result<T> result(backend, problem.input(), ws, true);
@@ -286,7 +292,7 @@ void a_hidden_key_is_never_touched(std::uint64_t seed) {
   Workspace ws;
   const T poison[] = {std::numeric_limits<T>::quiet_NaN(), std::numeric_limits<T>::infinity(), T(-1e38),
                       std::numeric_limits<T>::signaling_NaN()};
-  for (int c = 0; c < 60; ++c) {
+  for (int c = 0; c < trials(60); ++c) {
     const A backend = Subject<A>::make(rng);
     Shape shape = random_shape<A>(rng);
     shape.mask.key_length = rng.below(shape.keys + 1);
@@ -318,7 +324,7 @@ void nan_stays_in_its_row(std::uint64_t seed) {
   CAPTURE(seed);
   Rng rng(seed);
   Workspace ws;
-  for (int c = 0; c < 60; ++c) {
+  for (int c = 0; c < trials(60); ++c) {
     const A backend = Subject<A>::make(rng);
     const Shape shape = random_shape<A>(rng);
     const Problem<T> problem(shape, rng);
@@ -414,7 +420,7 @@ void keys_are_a_set(std::uint64_t seed) {
   CAPTURE(seed);
   Rng rng(seed);
   Workspace ws;
-  for (int c = 0; c < 20; ++c) {
+  for (int c = 0; c < trials(20); ++c) {
     const A backend = Subject<A>::make(rng);
     const Problem<T> problem(fitted<A>({.queries = 9, .keys = 130, .dim = 8, .value_dim = 5}), rng);
     if constexpr (requires { Subject<A>::alibi_slope(backend); })
@@ -498,7 +504,7 @@ void gradients_are_right(std::uint64_t seed, Index cases) {
   CAPTURE(seed);
   Rng rng(seed);
   Workspace ws;
-  for (Index c = 0; c < cases; ++c) {
+  for (Index c = 0; c < trials(int(cases)); ++c) {
     const A backend = Subject<A>::make(rng);
     Shape shape = random_shape<A>(rng);
     shape.queries = 1 + shape.queries % 40;
