@@ -260,6 +260,21 @@ TEMPLATE_LIST_TEST_CASE("gat_v2: gradients are right", "[attention][law]", Smoot
 
 // --- Graphs. ---
 
+// The gradient of loss() by x, which it looks at.
+template <class Loss>
+void check_moving(Matrix<double>& x, const Matrix<double>& gradient, const char* name, Loss&& loss) {
+  const Matrix<double> start = x;
+  const auto result = train::check_gradient(
+      [&](std::span<const double> values) {
+        std::ranges::copy(values, x.data());
+        return loss();
+      },
+      start.span(), gradient.span());
+  x = start;
+  INFO(name << to_string(result));
+  CHECK(result.passed);
+}
+
 template <class T>
 Matrix<T> random_matrix(Index rows, Index cols, Rng& rng) {
   return Problem<T>::random(rows, cols, rng, 1);
@@ -506,16 +521,7 @@ TEST_CASE("gat_v2: gradients over a graph are right", "[attention][gradient]") {
     const Gradients<double> d = problem.backward(saved, ws);
     GraphProblem<double> moved = problem;
     const auto check = [&](Matrix<double>& x, const Matrix<double>& gradient, const char* name) {
-      const Matrix<double> start = x;
-      const auto result = train::check_gradient(
-          [&](std::span<const double> values) {
-            std::ranges::copy(values, x.data());
-            return loss(moved);
-          },
-          start.span(), gradient.span());
-      x = start;
-      INFO(name << to_string(result));
-      CHECK(result.passed);
+      check_moving(x, gradient, name, [&] { return loss(moved); });
     };
     CAPTURE(c, config.heads, config.channels, config.edge_dim, int(config.loops), int(config.residual), config.dropout,
             config.share_weights, config.edge_in_value, shared);
@@ -599,16 +605,7 @@ TEST_CASE("gat_v2: gradients of the dense form are right, edges and log_sum_exp 
                        AttentionGradient<double>{d_query, d_key, d_value, d_bias}, {d_edges}, grad, ws);
     DenseProblem moved = problem;
     const auto check = [&](Matrix<double>& x, const Matrix<double>& gradient, const char* name) {
-      const Matrix<double> start = x;
-      const auto result = train::check_gradient(
-          [&](std::span<const double> values) {
-            std::ranges::copy(values, x.data());
-            return loss(moved);
-          },
-          start.span(), gradient.span());
-      x = start;
-      INFO(name << to_string(result));
-      CHECK(result.passed);
+      check_moving(x, gradient, name, [&] { return loss(moved); });
     };
     CAPTURE(c, config.heads, config.channels, config.edge_dim, config.edge_in_value);
     check(moved.query, d_query, "query");

@@ -5,19 +5,10 @@
 #include <cstdlib>
 #include <tuple>
 
+#include "attention_reference.hpp"
 #include "support/laws.hpp"
 
 namespace laws {
-
-template <Real T>
-DotScore<T> random_dot_score(Rng& rng) {
-  DotScoreConfig<T> config;
-  if (rng.below(3) == 0) config.scale = T(0.3);
-  if (rng.below(3) == 0) config.softcap = T(2);
-  if (rng.below(3) == 0) config.temperature = T(0.7);
-  if (rng.below(4) == 0) config.alibi_slope = T(0.125);
-  return DotScore<T>(config);
-}
 
 template <class R, Real T>
 R dot_logit(const DotScore<T>& score, std::span<const T> q, std::span<const T> k) {
@@ -32,7 +23,7 @@ template <class A>
 struct DotSubject : SoftmaxSubject<A> {
   using T = ScalarOf<A>;
   static constexpr bool has_weights = true;
-  static A make(Rng& rng) { return A(random_dot_score<T>(rng)); }
+  static A make(Rng& rng) { return A(random_score<T>(rng)); }
   template <class R>
   static R logit(const A& backend, std::span<const T> q, std::span<const T> k) {
     return dot_logit<R, T>(backend.score, q, k);
