@@ -135,8 +135,8 @@ struct Separation<geometry::PoincareBall<T>> {
     const double c = double(curvature);
     const BallRow x(q, c, input), y(k, c, input);
     const double delta = squared_distance(q, x.scale, k, y.scale);
-    const double A = x.inverse_alpha, Bk = y.inverse_alpha, d_delta = 2 * c * A * Bk * double(d_t);
-    double d_c = 2 * delta * A * Bk * double(d_t);
+    const double per_delta = 2 * x.inverse_alpha * y.inverse_alpha * double(d_t), d_delta = c * per_delta;
+    double d_c = delta * per_delta;
     const auto one = [&](std::span<const T> from, const BallRow& p, std::span<const T> to, const BallRow& other,
                          std::span<T> d_from) {
       // By A of this row, and by the point: 2 d_delta (p − other).

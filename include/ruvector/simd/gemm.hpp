@@ -89,11 +89,11 @@ enum class Reads { again, once };
 /// Rows between what is asked for and what is used, in the order in which they are read: 8 and 32 were no faster.
 inline constexpr Index rows_ahead = 16;
 
-/// Asks for what lies n elements after p, where memory may have ended.
+/// Asks for what lies n elements after p, where memory may have ended: no pointer may be formed there, a number may.
 template <Real T>
 [[gnu::always_inline]] inline void ask_for(const T* p, Index n) {
-  __builtin_prefetch(
-      reinterpret_cast<const void*>(reinterpret_cast<std::uintptr_t>(p) + std::uintptr_t(n) * sizeof(T)));
+  const std::uintptr_t address = reinterpret_cast<std::uintptr_t>(p) + std::uintptr_t(n) * sizeof(T);
+  __builtin_prefetch(reinterpret_cast<const void*>(address));  // NOLINT(performance-no-int-to-ptr): only asked for
 }
 
 /// A block of [rows × cols] of the product, cols ≤ vectors · lanes. Not inlined, and with plain arguments, which come
