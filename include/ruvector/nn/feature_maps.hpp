@@ -10,6 +10,7 @@
 #include "ruvector/nn/concepts.hpp"
 #include "ruvector/nn/rows.hpp"
 #include "ruvector/simd/arch.hpp"
+#include "ruvector/simd/batches.hpp"
 #include "ruvector/simd/dot.hpp"
 #include "ruvector/simd/gemm.hpp"
 #include "ruvector/simd/math.hpp"
@@ -44,7 +45,7 @@ void map_elements(MatrixView<const T> x, MatrixView<T> phi, std::span<T> log_sca
   std::ranges::fill(log_scale, T(0));
   if (x.empty()) return;
   for (Index i = 0; i < x.rows(); ++i)
-    for_each_batch<T>(
+    simd::for_each_batch<T>(
         x.cols(), [&](Index j, auto lanes) { lanes.store(phi.row(i).data() + j, f(lanes.load(x.row(i).data() + j))); });
 }
 
@@ -55,7 +56,7 @@ void pull_back_elements(MatrixView<const T> x, MatrixView<const T> phi, MatrixVi
   check_feature_backward(x.cols(), x, phi, d_phi, d_x);
   if (d_x.empty()) return;
   for (Index i = 0; i < x.rows(); ++i)
-    for_each_batch<T>(x.cols(), [&](Index j, auto lanes) {
+    simd::for_each_batch<T>(x.cols(), [&](Index j, auto lanes) {
       T* to = d_x.row(i).data() + j;
       lanes.store(to, lanes.load(to) + f(lanes.load(phi.row(i).data() + j), lanes.load(d_phi.row(i).data() + j)));
     });
@@ -203,7 +204,7 @@ struct FavorPlus {
       const Index count = std::min(block, x.rows() - first);
       for (Index i = 0; i < count; ++i) {
         const T *p = phi.row(first + i).data(), *d = d_phi.row(first + i).data();
-        detail::for_each_batch<T>(omega.rows(), [&](Index j, auto lanes) {
+        simd::for_each_batch<T>(omega.rows(), [&](Index j, auto lanes) {
           lanes.store(t.row(i).data() + j, scale * lanes.load(p + j) * lanes.load(d + j));
         });
         simd::axpy<T>(-scale * simd::sum<T>(t.row(i)), x.row(first + i), d_x.row(first + i));
@@ -240,7 +241,7 @@ struct FavorPlus {
   [[nodiscard]] static T row_max(std::span<const T> row) {
     const simd::Batch<T> least(-std::numeric_limits<T>::infinity());
     simd::Batch<T> largest = least;
-    detail::for_each_batch<T>(Index(row.size()), [&](Index j, auto lanes) {
+    simd::for_each_batch<T>(Index(row.size()), [&](Index j, auto lanes) {
       largest = simd::max(largest, lanes.load(row.data() + j, least));
     });
     return simd::reduce_max(largest);
@@ -249,7 +250,7 @@ struct FavorPlus {
   // row = exp(scale·row − subtracted)/√M
   void exponentials(std::span<T> row, T subtracted) const {
     const T scale = input_scale(), factor = static_cast<T>(1 / std::sqrt(double(omega.rows())));
-    detail::for_each_batch<T>(Index(row.size()), [&](Index j, auto lanes) {
+    simd::for_each_batch<T>(Index(row.size()), [&](Index j, auto lanes) {
       T* p = row.data() + j;
       lanes.store(p, factor * simd::exp(simd::fma(simd::Batch<T>(scale), lanes.load(p), -simd::Batch<T>(subtracted))));
     });

@@ -11,6 +11,7 @@
 #include "ruvector/nn/concepts.hpp"
 #include "ruvector/nn/rows.hpp"
 #include "ruvector/simd/arch.hpp"
+#include "ruvector/simd/batches.hpp"
 #include "ruvector/simd/dot.hpp"
 
 #include <algorithm>
@@ -115,7 +116,7 @@ struct LayerNorm {
     const T count = static_cast<T>(n);
     const Batch mean(simd::sum(x, n) / count);
     Batch sum(T(0)), square(T(0));
-    detail::for_each_batch<T>(n, [&](Index i, auto lanes) {
+    simd::for_each_batch<T>(n, [&](Index i, auto lanes) {
       const Batch difference = lanes.load(x + i, mean) - mean;
       sum += difference;
       square = simd::fma(difference, difference, square);
@@ -129,7 +130,7 @@ struct LayerNorm {
 
   void normalize(const T* x, T* y) const {
     const Statistics row = statistics(x);
-    detail::for_each_batch<T>(gamma.size(), [&](Index i, auto lanes) {
+    simd::for_each_batch<T>(gamma.size(), [&](Index i, auto lanes) {
       lanes.store(y + i, simd::fma(row.normalized(lanes.load(x + i, row.mean)), lanes.load(gamma.data() + i),
                                    lanes.load(beta.data() + i)));
     });
@@ -139,7 +140,7 @@ struct LayerNorm {
     const Index n = gamma.size();
     const Statistics row = statistics(x);
     Batch sum(T(0)), product(T(0));
-    detail::for_each_batch<T>(n, [&](Index i, auto lanes) {
+    simd::for_each_batch<T>(n, [&](Index i, auto lanes) {
       const Batch normalized = row.normalized(lanes.load(x + i, row.mean)), d = lanes.load(d_y + i);
       const Batch g = lanes.load(gamma.data() + i) * d;
       sum += g;
@@ -149,7 +150,7 @@ struct LayerNorm {
     });
     if (d_x == nullptr) return;
     const Batch mean(simd::reduce_add(sum) / static_cast<T>(n)), slope(simd::reduce_add(product) / static_cast<T>(n));
-    detail::for_each_batch<T>(n, [&](Index i, auto lanes) {
+    simd::for_each_batch<T>(n, [&](Index i, auto lanes) {
       const Batch g = lanes.load(gamma.data() + i) * lanes.load(d_y + i);
       const Batch centred = simd::fnma(row.normalized(lanes.load(x + i, row.mean)), slope, g - mean);
       lanes.store(d_x + i, simd::fma(centred, row.inverse_sigma, lanes.load(d_x + i)));

@@ -5,7 +5,6 @@
 #include "ruvector/core/ordered_sum.hpp"
 #include "ruvector/core/real.hpp"
 #include "ruvector/core/workspace.hpp"
-#include "ruvector/simd/arch.hpp"
 #include "ruvector/simd/dot.hpp"
 
 #include <algorithm>
@@ -46,33 +45,6 @@ struct RowSumMonoid {
     sum.zero = false;
   }
 };
-
-/// Elements that fill a register.
-template <Real T>
-struct AllLanes {
-  [[nodiscard]] simd::Batch<T> load(const T* p) const { return simd::load(p); }
-  [[nodiscard]] simd::Batch<T> load(const T* p, simd::Batch<T>) const { return simd::load(p); }
-  void store(T* p, simd::Batch<T> x) const { simd::store(p, x); }
-};
-
-/// The last `count` elements, which do not: other lanes are zero, or what is given instead, and are not stored.
-template <Real T>
-struct FirstLanes {
-  Index count;
-  [[nodiscard]] simd::Batch<T> load(const T* p) const { return simd::load_partial(p, count); }
-  [[nodiscard]] simd::Batch<T> load(const T* p, simd::Batch<T> instead) const {
-    return simd::select(simd::first_lanes<T>(count), load(p), instead);
-  }
-  void store(T* p, simd::Batch<T> x) const { simd::store_partial(p, count, x); }
-};
-
-/// Calls body(i, lanes) for every register full of n elements, i its first; the tail goes through the same code.
-template <Real T, class Body>
-void for_each_batch(Index n, Body&& body) {
-  Index i = 0;
-  for (; i + simd::lanes<T> <= n; i += simd::lanes<T>) body(i, AllLanes<T>{});
-  if (i < n) body(i, FirstLanes<T>{n - i});
-}
 
 }  // namespace detail
 

@@ -3,6 +3,7 @@
 
 #include "ruvector/core/parameters.hpp"
 #include "ruvector/simd/arch.hpp"
+#include "ruvector/simd/batches.hpp"
 #include "ruvector/train/concepts.hpp"
 
 #include <cmath>
@@ -61,15 +62,15 @@ struct AdamStep {
   void update(std::span<T> x, std::span<const T> gradient, std::span<T> first, std::span<T> second, T weight_decay = 0,
               T shrink = 0) const {
     using B = simd::Batch<T>;
-    for_each_batch<T>(Index(x.size()), [&](Index i, auto load, auto store) {
-      const B x_i = load(x.data() + i);
-      const B g = simd::fma(B(weight_decay), x_i, load(gradient.data() + i));
-      const B m = simd::fma(B(1 - beta1), g, beta1 * load(first.data() + i));
-      const B v = simd::fma((1 - beta2) * g, g, beta2 * load(second.data() + i));
-      store(first.data() + i, m);
-      store(second.data() + i, v);
+    simd::for_each_batch<T>(Index(x.size()), [&](Index i, auto lanes) {
+      const B x_i = lanes.load(x.data() + i);
+      const B g = simd::fma(B(weight_decay), x_i, lanes.load(gradient.data() + i));
+      const B m = simd::fma(B(1 - beta1), g, beta1 * lanes.load(first.data() + i));
+      const B v = simd::fma((1 - beta2) * g, g, beta2 * lanes.load(second.data() + i));
+      lanes.store(first.data() + i, m);
+      lanes.store(second.data() + i, v);
       const B step = rate * m / simd::fma(simd::sqrt(v), B(root_scale), B(epsilon));
-      store(x.data() + i, simd::fnma(B(shrink), x_i, x_i) - step);
+      lanes.store(x.data() + i, simd::fnma(B(shrink), x_i, x_i) - step);
     });
   }
 };

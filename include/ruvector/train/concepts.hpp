@@ -3,8 +3,6 @@
 
 #include "ruvector/core/error.hpp"
 #include "ruvector/core/parameters.hpp"
-#include "ruvector/core/real.hpp"
-#include "ruvector/simd/arch.hpp"
 
 #include <cmath>
 #include <concepts>
@@ -35,19 +33,6 @@ inline void check_not_negative(std::string_view what, double value) {
 /// A decay rate: at 1 nothing new would ever come in.
 inline void check_decay(std::string_view what, double value) {
   check_option(what, value, 0, std::nextafter(1.0, 0.0), ">= 0 and < 1");
-}
-
-/// Calls body(i, load, store) for every batch of n elements from i on; the tail goes through the same code, masked.
-template <Real T, class Body>
-void for_each_batch(Index n, Body&& body) {
-  Index i = 0;
-  for (; i + simd::lanes<T> <= n; i += simd::lanes<T>)
-    body(
-        i, [](const T* p) { return simd::load(p); }, [](T* p, simd::Batch<T> x) { simd::store(p, x); });
-  if (i < n)
-    body(
-        i, [&](const T* p) { return simd::load_partial(p, n - i); },
-        [&](T* p, simd::Batch<T> x) { simd::store_partial(p, n - i, x); });
 }
 
 }  // namespace detail

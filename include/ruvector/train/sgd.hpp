@@ -3,6 +3,7 @@
 
 #include "ruvector/core/parameters.hpp"
 #include "ruvector/simd/arch.hpp"
+#include "ruvector/simd/batches.hpp"
 #include "ruvector/train/concepts.hpp"
 
 #include <span>
@@ -64,14 +65,14 @@ class Sgd {
 
   void update(T rate, std::span<T> x, std::span<const T> gradient, std::span<T> velocity) const {
     const simd::Batch<T> momentum = T(config_.momentum), decay = T(config_.weight_decay), eta = rate;
-    const auto move = [&](Index i, auto load, auto store) {
-      const simd::Batch<T> x_i = load(x.data() + i);
-      const simd::Batch<T> g = simd::fma(decay, x_i, load(gradient.data() + i));
-      const simd::Batch<T> v = simd::fma(momentum, load(velocity.data() + i), g);
-      store(velocity.data() + i, v);
-      store(x.data() + i, simd::fnma(eta, config_.nesterov ? simd::fma(momentum, v, g) : v, x_i));
+    const auto move = [&](Index i, auto lanes) {
+      const simd::Batch<T> x_i = lanes.load(x.data() + i);
+      const simd::Batch<T> g = simd::fma(decay, x_i, lanes.load(gradient.data() + i));
+      const simd::Batch<T> v = simd::fma(momentum, lanes.load(velocity.data() + i), g);
+      lanes.store(velocity.data() + i, v);
+      lanes.store(x.data() + i, simd::fnma(eta, config_.nesterov ? simd::fma(momentum, v, g) : v, x_i));
     };
-    detail::for_each_batch<T>(Index(x.size()), move);
+    simd::for_each_batch<T>(Index(x.size()), move);
   }
 
   SgdState<M> state_;
