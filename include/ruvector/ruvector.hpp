@@ -61,6 +61,7 @@
 #include "ruvector/nn/layer_norm.hpp"
 #include "ruvector/nn/linear.hpp"
 #include "ruvector/nn/rows.hpp"
+#include "ruvector/ruvector/nn/gru_cell.hpp"
 #include "ruvector/ruvector/simd/batches.hpp"
 #include "ruvector/search/exact_search.hpp"
 #include "ruvector/search/scores.hpp"

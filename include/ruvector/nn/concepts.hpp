@@ -63,4 +63,20 @@ concept FeatureMap = Module<F> && Real<ScalarOf<F>> &&
   { map.backward(x, saved_phi, d_phi, d_x, grad, ws) } -> std::same_as<void>;  // adds to d_x (empty: not wanted), grad
 };
 
+/// Renews the states h of rows by what came in, x: row i of the new states depends on row i of x and h alone, bit for
+/// bit, whatever else is in the batch. Const, reentrant, allocates only from the workspace. The two forms of `forward`
+/// agree bit for bit; `backward` follows the second, with the same x and h.
+template <class C>
+concept RecurrentCell = Module<C> && Real<ScalarOf<C>> &&
+    requires(const C& cell, detail::ConstRows<C> x, detail::ConstRows<C> h, detail::Rows<C> out,
+             typename C::Saved& saved, const typename C::Saved& was_saved, detail::ConstRows<C> d_out,
+             detail::Rows<C> d_x, detail::Rows<C> d_h, C& grad, Workspace& ws) {
+  { cell.input_dim() } -> std::convertible_to<Index>;            // columns of x
+  { cell.hidden_dim() } -> std::convertible_to<Index>;           // columns of h and out
+  { cell.forward(x, h, out, ws) } -> std::same_as<void>;         // writes every element of out
+  { cell.forward(x, h, out, saved, ws) } -> std::same_as<void>;  // the same, in training mode
+  // adds to d_x, d_h (each may be empty: not wanted) and to grad
+  { cell.backward(x, h, was_saved, d_out, d_x, d_h, grad, ws) } -> std::same_as<void>;
+};
+
 }  // namespace ruvector::inline RUVECTOR_ABI::nn
