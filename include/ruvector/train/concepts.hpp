@@ -18,6 +18,33 @@ concept OptimizerFor = Module<M> && std::copyable<O> && requires(O& o, M& model,
   { o.step(model, gradient, factor) } -> std::same_as<void>;  // learning rate = the configured one times factor
 };
 
+/// A penalty on the parameters of a module that is added to the loss: Ewc, SynapticIntelligence. A value, like an
+/// optimizer.
+template <class R, class M>
+concept RegularizerFor = Module<M> && std::copyable<R> && requires(const R& r, const M& model, M& gradient) {
+  { r.penalty(model) } -> std::convertible_to<double>;        // what is added to the loss
+  { r.add_gradient(model, gradient) } -> std::same_as<void>;  // gradient += ∂penalty/∂model
+};
+
+/// A regularizer that learns from every step which parameters matter.
+template <class R, class M>
+concept ObservingRegularizerFor = RegularizerFor<R, M> && requires(R& r, const M& model, const M& gradient) {
+  { r.before_step(model, gradient) } -> std::same_as<void>;  // ahead of a step: the gradient of the loss alone
+  { r.after_step(model) } -> std::same_as<void>;             // where the step led
+};
+
+/// No penalty.
+struct NoRegularizer {
+  /// 0.
+  template <Module M>
+  [[nodiscard]] double penalty(const M&) const {
+    return 0;
+  }
+  /// Adds nothing.
+  template <Module M>
+  void add_gradient(const M&, M&) const {}
+};
+
 namespace detail {
 
 /// Throws ConfigError unless low <= value <= high (a NaN is neither).

@@ -19,10 +19,11 @@ namespace ruvector::inline RUVECTOR_ABI::train {
 
 /// Options of Riemannian Adam.
 struct RiemannianAdamConfig {
-  double learning_rate = 1e-3;                                         ///< η
-  double beta1 = 0.9;                                                  ///< β₁, >= 0 and < 1
-  double beta2 = 0.999;                                                ///< β₂, >= 0 and < 1
-  double epsilon = 1e-8;                                               ///< ε of Adam
+  double learning_rate = 1e-3;  ///< η
+  double beta1 = 0.9;           ///< β₁, >= 0 and < 1
+  double beta2 = 0.999;         ///< β₂, >= 0 and < 1
+  double epsilon = 1e-8;        ///< ε of Adam
+  double weight_decay = 0;      ///< w, θ ← θ − η w θ as in AdamW; not for points, to which 0 is nothing special
   double max_gradient_norm = std::numeric_limits<double>::infinity();  ///< longer Riemannian gradients are shortened
   double margin = 1e-5;  ///< points stay this far inside the boundary, ‖x‖ <= (1 − margin)/√c in the ball
   bool exponential_map = false;  ///< move along the geodesic; else x + v, projected, which agrees to first order
@@ -68,9 +69,10 @@ template <Real T>
 struct RiemannianAdamStep {
   AdamStep<T> adam;
   const RiemannianAdamConfig& config;
+  T shrink;  // η w
 
   void operator()(std::string_view, std::span<T> x, std::span<const T> g, std::span<T> m, std::span<T> v) const {
-    adam.update(x, g, m, v);
+    adam.update(x, g, m, v, T(0), shrink);
   }
   template <TransportManifold G>
   void on(const G& manifold, std::string_view, MatrixView<T> points, MatrixView<const T> gradients, MatrixView<T> first,
@@ -88,18 +90,19 @@ struct RiemannianAdamStep {
 ///     m ← β₁ m + (1 − β₁) r,   v ← β₂ v + (1 − β₂) ‖r‖_x²  (one number a point),
 ///     x' = project(x − η m̂/(√v̂ + ε))  or the exponential map,   m ← m transported from x to x',
 ///
-/// and Adam on its other parameters. The v of a row is in its first column of `state().second_moment`. Source:
+/// and AdamW on its other parameters. The v of a row is in its first column of `state().second_moment`. Source:
 /// Bécigneul & Ganea 2019, as in geoopt's RiemannianAdam.
 template <Module M>
 class RiemannianAdam {
  public:
   /// Starts with moments of zero. Throws ConfigError for options out of range.
   explicit RiemannianAdam(const M& model, RiemannianAdamConfig config = {})
-      : RiemannianAdam(AdamState<M>{zeros_like(model), zeros_like(model), 0}, config) {}
+      : RiemannianAdam(AdamState<M>{zeros_like(model), zeros_like(model)}, config) {}
   /// Continues from a state.
   explicit RiemannianAdam(AdamState<M> state, RiemannianAdamConfig config = {})
       : state_(std::move(state)), config_(config) {
     detail::check_adam_config(config);
+    detail::check_not_negative("RiemannianAdam: weight_decay", config.weight_decay);
     detail::check_option("RiemannianAdam: max_gradient_norm", config.max_gradient_norm, 0,
                          std::numeric_limits<double>::infinity(), ">= 0");
     detail::check_decay("RiemannianAdam: margin", config.margin);
@@ -111,7 +114,8 @@ class RiemannianAdam {
     using T = ScalarOf<M>;
     detail::check_not_negative("RiemannianAdam: factor", factor);
     check_same_parameters(model, gradient, state_.first_moment, state_.second_moment);
-    const detail::RiemannianAdamStep<T> step{detail::AdamStep<T>(config_, factor, ++state_.steps), config_};
+    const detail::RiemannianAdamStep<T> step{detail::AdamStep<T>(config_, factor, ++state_.steps), config_,
+                                             T(config_.learning_rate * factor * config_.weight_decay)};
     for_each_parameter(step, model, gradient, state_.first_moment, state_.second_moment);
   }
 
@@ -119,6 +123,11 @@ class RiemannianAdam {
   [[nodiscard]] const AdamState<M>& state() const { return state_; }
   /// The options.
   [[nodiscard]] const RiemannianAdamConfig& config() const { return config_; }
+  /// Names what it remembers.
+  template <class Visit, class Self>
+  static void checkpoint(Visit&& visit, Self& self) {
+    AdamState<M>::checkpoint(visit, self.state_);
+  }
 
  private:
   AdamState<M> state_;

@@ -147,6 +147,8 @@ class RiemannianSgd {
 
   /// The options.
   [[nodiscard]] const RiemannianSgdConfig& config() const { return config_; }
+  /// There is nothing to name.
+  static void checkpoint(auto&&, auto&) {}
 
  private:
   RiemannianSgdConfig config_;

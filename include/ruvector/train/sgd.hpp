@@ -24,6 +24,12 @@ struct SgdConfig {
 template <Module M>
 struct SgdState {
   M velocity;  ///< v, shaped like the model
+
+  /// Names all of it.
+  template <class Visit, class Self>
+  static void checkpoint(Visit&& visit, Self& self) {
+    visit("velocity", self.velocity);
+  }
 };
 
 /// Stochastic gradient descent with momentum,
@@ -59,6 +65,11 @@ class Sgd {
   [[nodiscard]] const SgdState<M>& state() const { return state_; }
   /// The options.
   [[nodiscard]] const SgdConfig& config() const { return config_; }
+  /// Names what it remembers.
+  template <class Visit, class Self>
+  static void checkpoint(Visit&& visit, Self& self) {
+    SgdState<M>::checkpoint(visit, self.state_);
+  }
 
  private:
   using T = ScalarOf<M>;
