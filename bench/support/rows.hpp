@@ -80,8 +80,23 @@ class Rows {
       rates.push_back(amount * double(times) / seconds(run, times, cpu_clock));
       ratios.push_back(rates.back() / most);
     });
-    print(id, work, target, median(ratios), true);
+    print(id, work, target, median(ratios), "%");
     std::printf("  %7.1f %s\n", median(rates) / 1e9, limit == Limit::fma ? "GFLOP/s" : "GB/s");
+  }
+
+  /// A time of `run()` on this thread, scaled to a machine with this peak of fused multiply-adds: at most `target`
+  /// milliseconds.
+  template <class Run, class Error>
+  void time(std::string_view id, const std::string& work, double target, double peak, Run&& run, Error&& error) {
+    if (!selected(id, work) || !right(id, work, run, error)) return;
+    std::vector<double> scaled, times_here;
+    rounds(slice_of(run, cpu_clock), [&](Index times) {
+      const double most = limits_.fma();
+      times_here.push_back(seconds(run, times, cpu_clock) / double(times));
+      scaled.push_back(times_here.back() * most / peak * 1e3);
+    });
+    print(id, work, {target, true}, median(scaled), "ms");
+    std::printf("  %7.2f ms here\n", median(times_here) * 1e3);
   }
 
   /// How many times longer `slow()` takes than `fast()`, by real time.
@@ -95,7 +110,7 @@ class Rows {
       times_of_fast.push_back(seconds(fast, times, wall_clock) / double(times));
       ratios.push_back(one / times_of_fast.back());
     });
-    print(id, work, target, median(ratios), false);
+    print(id, work, target, median(ratios), "x");
     std::printf("  %7.2f ms\n", median(times_of_fast) * 1e3);
   }
 
@@ -154,11 +169,12 @@ class Rows {
     return *middle;
   }
 
-  static void print(std::string_view id, const std::string& work, Target target, double measured, bool percent) {
+  static void print(std::string_view id, const std::string& work, Target target, double measured,
+                    std::string_view unit) {
     char bound[16] = "-", value[16];
     const char* verdict = "";
     const auto text = [&](char(&to)[16], double x) {
-      percent ? std::snprintf(to, sizeof to, "%.1f %%", 100 * x) : std::snprintf(to, sizeof to, "%.2f x", x);
+      std::snprintf(to, sizeof to, unit == "%" ? "%.1f %s" : "%.2f %s", unit == "%" ? 100 * x : x, unit.data());
     };
     text(value, measured);
     if (target.ratio != 0) {
