@@ -4,6 +4,7 @@
 #include "ruvector/attention/mask.hpp"
 #include "ruvector/attention/scores.hpp"
 #include "ruvector/attention/types.hpp"
+#include "ruvector/core/ordered_sum.hpp"
 #include "ruvector/core/view.hpp"
 #include "ruvector/core/workspace.hpp"
 #include "ruvector/simd/arch.hpp"
@@ -19,6 +20,7 @@
 #include <limits>
 #include <span>
 #include <type_traits>
+#include <utility>
 
 // What stands between the products q·k and the softmax, tile by tile: the score, bias, ALiBi and the mask. Both engines
 // and both directions use it.
@@ -29,8 +31,11 @@ namespace ruvector::inline RUVECTOR_ABI::attention::detail {
 inline constexpr Index tile_keys = 64;
 /// Queries of which it is known together what they see of a tile of keys.
 inline constexpr Index tile_rows = 24;
-/// Queries that share one packing of a tile of keys.
-inline constexpr Index block_rows = 288;
+/// Queries that share one packing of a tile of keys, lifted values and scalars of keys. 576 are a point faster than
+/// 288, four where keys have scalars; beyond one leaf of keys there are several states of a block, which have to fit.
+[[nodiscard]] constexpr Index block_rows(Index keys) {
+  return keys <= key_leaf ? 576 : 288;
+}
 
 template <Real T>
 inline constexpr Index tile_vectors = tile_keys / simd::lanes<T>;
@@ -79,6 +84,11 @@ struct VisibleTile {
     all = {low.globals, high.first, low.last};
   }
   [[nodiscard]] bool misses(Index begin, Index end) const { return any.misses(begin, end); }
+  /// A range of the keys begin … end−1 outside of which no query sees one.
+  [[nodiscard]] std::pair<Index, Index> range(Index begin, Index end) const {
+    const Index from = begin < any.globals ? begin : std::max(begin, any.first);
+    return {from, std::max(from, std::min(end, std::max(any.globals, any.last)))};
+  }
   [[nodiscard]] bool covers(Index begin, Index end) const { return !dense && all.covers(begin, end); }
 };
 
@@ -93,14 +103,21 @@ void pack_keys(MatrixView<const T> keys, T* packed) {
   }
 }
 
-/// products [rows × tile_keys] = rows · packed keysᵀ over columns begin … end−1.
+/// products [rows × tile_keys] = rows · packed keysᵀ over columns begin … end−1, for keys first … last−1 of the tile
+/// and what completes their registers.
 template <Real T>
-void multiply_keys(MatrixView<const T> rows, Index begin, Index end, const T* packed, MatrixView<T> products) {
-  constexpr Index width = simd::detail::product_width<T>;
-  for (Index j = 0; j < tile_keys; j += width)
-    simd::detail::product_panel<true>(simd::detail::LeftFactor<T>{rows.data() + begin, rows.stride(), 1},
-                                      simd::detail::RightFactor<T>{packed + j * rows.cols() + begin * width, width},
-                                      end - begin, products.cols(j, width), simd::Product::assign);
+void multiply_keys(MatrixView<const T> rows, Index begin, Index end, const T* packed, MatrixView<T> products,
+                   Index first = 0, Index last = tile_keys) {
+  constexpr Index width = simd::detail::product_width<T>, lanes = simd::lanes<T>;
+  first = first / lanes * lanes;
+  last = (last + lanes - 1) / lanes * lanes;
+  for (Index j = first / width * width; j < last; j += width) {
+    const Index from = std::max(first, j), count = std::min(last, j + width) - from;
+    simd::detail::product_panel<true>(
+        simd::detail::LeftFactor<T>{rows.data() + begin, rows.stride(), 1},
+        simd::detail::RightFactor<T>{packed + j * rows.cols() + begin * width + from - j, width}, end - begin,
+        products.cols(from, count), simd::Product::assign);
+  }
 }
 
 /// Whether all elements are finite.
@@ -118,11 +135,12 @@ template <Real T>
 }
 
 /// out [a×c] += left [a×b] · right [b×c] over the pairs for which `sees(row of out, row of right)`. The others have a
-/// factor 0, so they only matter where right holds what is not finite: it must not be touched then.
+/// factor 0, so they only matter where right holds what is not finite: it must not be touched then. `plain`: all are
+/// seen, or right is known to be finite.
 template <Real T, class Sees>
-void add_seen_products(simd::detail::LeftFactor<T> left, MatrixView<const T> right, MatrixView<T> out, bool all_seen,
+void add_seen_products(simd::detail::LeftFactor<T> left, MatrixView<const T> right, MatrixView<T> out, bool plain,
                        Sees&& sees) {
-  if (all_seen || all_finite(right)) {
+  if (plain || all_finite(right)) {
     simd::detail::product_in_place(left, right, out, simd::Product::accumulate);
     return;
   }
@@ -195,19 +213,22 @@ class Logits {
     }
   }
 
-  /// dots [rows × products·tile_keys]: products of queries i … with a packed tile.
-  void multiply(Index i, const T* packed, MatrixView<T> dots) const {
+  /// dots [rows × products·tile_keys]: products of queries i … with keys first … last−1 of a packed tile.
+  void multiply(Index i, const T* packed, MatrixView<T> dots, Index first = 0, Index last = tile_keys) const {
     const Index d = in_.query.cols();
     for (int p = 0; p < Bound::products; ++p) {
       const Index begin = bound_.column(p), end = p + 1 < Bound::products ? bound_.column(p + 1) : d;
-      multiply_keys<T>(in_.query.rows(i, dots.rows()), begin, end, packed, dots.cols(p * tile_keys, tile_keys));
+      multiply_keys<T>(in_.query.rows(i, dots.rows()), begin, end, packed, dots.cols(p * tile_keys, tile_keys), first,
+                       last);
     }
   }
 
-  /// Which of the keys begin+v·lanes … query i sees.
-  [[nodiscard]] simd::Mask<T> seen(Index i, Index begin, Index v) const {
+  /// The keys that query i sees, dense bytes apart.
+  [[nodiscard]] VisibleKeys visible(Index i) const { return in_.mask.visible(i, in_.query.rows(), in_.key.rows()); }
+
+  /// Which of the keys begin+v·lanes … query i sees. `visible`: visible(i).
+  [[nodiscard]] simd::Mask<T> seen(const VisibleKeys& visible, Index i, Index begin, Index v) const {
     const Index n = in_.key.rows(), j = begin + v * width, count = std::clamp(n - j, Index(0), width);
-    const VisibleKeys visible = in_.mask.visible(i, in_.query.rows(), n);
     const auto below = [&](Index key) { return lane_numbers() < B(T(std::clamp(key - j, Index(0), count))); };
     const simd::Mask<T> range = below(visible.globals) | (below(visible.last) & !below(visible.first));
     if (!in_.mask.dense()) return range;
@@ -251,6 +272,7 @@ class Logits {
 
   /// x = logits of query i against a tile, −∞ for hidden keys. `covered`: none is hidden.
   void operator()(Index i, Index begin, const T* dots, const T* packed, bool covered, B (&x)[tile_vectors<T>]) const {
+    const VisibleKeys keys = covered ? VisibleKeys() : visible(i);
     RUVECTOR_UNROLL for (Index v = 0; v < tile_vectors<T>; ++v) {
       if (covered) {
         const Pairs<Bound, T> pair = pairs(i, begin, v, dots, packed, nullptr);
@@ -258,25 +280,26 @@ class Logits {
         if (!unbiased()) x[v] = biased(i, begin, v, x[v]);
         continue;
       }
-      const simd::Mask<T> visible = seen(i, begin, v);
-      const Pairs<Bound, T> pair = pairs(i, begin, v, dots, packed, &visible);
+      const simd::Mask<T> shown = seen(keys, i, begin, v);
+      const Pairs<Bound, T> pair = pairs(i, begin, v, dots, packed, &shown);
       const B logit = biased(i, begin, v, bound_.logit(pair.z, pair.query, pair.key));
-      x[v] = simd::select(visible, logit, B(-std::numeric_limits<T>::infinity()));
+      x[v] = simd::select(shown, logit, B(-std::numeric_limits<T>::infinity()));
     }
   }
 
   /// x = ranks, in the same way; only where `ranked()`.
   void ranks(Index i, Index begin, const T* dots, const T* packed, bool covered,
              B (&x)[tile_vectors<T>]) const requires has_rank {
+    const VisibleKeys keys = covered ? VisibleKeys() : visible(i);
     RUVECTOR_UNROLL for (Index v = 0; v < tile_vectors<T>; ++v) {
       if (covered) {
         const Pairs<Bound, T> pair = pairs(i, begin, v, dots, packed, nullptr);
         x[v] = bound_.rank(pair.z, pair.query, pair.key);
         continue;
       }
-      const simd::Mask<T> visible = seen(i, begin, v);
-      const Pairs<Bound, T> pair = pairs(i, begin, v, dots, packed, &visible);
-      x[v] = simd::select(visible, bound_.rank(pair.z, pair.query, pair.key), B(-std::numeric_limits<T>::infinity()));
+      const simd::Mask<T> shown = seen(keys, i, begin, v);
+      const Pairs<Bound, T> pair = pairs(i, begin, v, dots, packed, &shown);
+      x[v] = simd::select(shown, bound_.rank(pair.z, pair.query, pair.key), B(-std::numeric_limits<T>::infinity()));
     }
   }
 
@@ -308,8 +331,7 @@ class Logits {
 
   /// Whether query i sees key j.
   [[nodiscard]] bool sees(Index i, Index j) const {
-    return in_.mask.visible(i, in_.query.rows(), in_.key.rows()).contains(j) &&
-           (!in_.mask.dense() || in_.mask.allowed_row(i)[j] != 0);
+    return visible(i).contains(j) && (!in_.mask.dense() || in_.mask.allowed_row(i)[j] != 0);
   }
 
   /// Whether logits are the scores alone.

@@ -114,6 +114,9 @@ struct DotScore {
 
     T factor;                 ///< scale/τ, or scale/cap
     T outer;                  ///< 1/τ, or cap/τ
+    T rank_factor;            ///< factor log₂e
+    T rank_margin;            ///< softmax_margin/factor
+    T inverse_rank_factor;    ///< 1/(factor log₂e): divisions are made once, not a row and tile
     bool capped;              ///< whether tanh stands between them
     Positive<T> temperature;  ///< τ
 
@@ -165,11 +168,9 @@ struct DotScore {
     [[nodiscard]] B rank(const B* z, const B*, const B*) const { return z[0]; }
     [[nodiscard]] T rank_logit(T rank) const { return rank * factor; }
     [[nodiscard]] T rank_reference(T mu) const { return mu * std::numbers::log2e_v<T>; }
-    [[nodiscard]] T rank_limit(T reference) const {
-      return reference * (1 / (factor * std::numbers::log2e_v<T>)) + T(softmax_margin) / factor;
-    }
+    [[nodiscard]] T rank_limit(T reference) const { return reference * inverse_rank_factor + rank_margin; }
     [[nodiscard, gnu::always_inline]] B rank_weight(B rank, B reference) const {
-      return simd::exp2_softmax(simd::fma(rank, B(factor * std::numbers::log2e_v<T>), -reference));
+      return simd::exp2_softmax(simd::fma(rank, B(rank_factor), -reference));
     }
     ///@}
   };
@@ -184,6 +185,9 @@ struct DotScore {
     bound.capped = softcap > 0;
     bound.factor = bound.capped ? s / softcap : s / tau;
     bound.outer = bound.capped ? softcap / tau : T(1);
+    bound.rank_factor = bound.factor * std::numbers::log2e_v<T>;
+    bound.rank_margin = T(softmax_margin) / bound.factor;
+    bound.inverse_rank_factor = 1 / bound.rank_factor;
     return bound;
   }
 };

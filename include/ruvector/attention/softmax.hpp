@@ -263,6 +263,18 @@ void weigh_row(const L& logits, Index i, Index begin, bool covered, T* dots, con
   RUVECTOR_UNROLL for (Index v = 0; v < tile_vectors<T>; ++v) simd::store(dots + v * width, x[v]);
 }
 
+/// weigh_usual_row for rows k … rows−1 of `dots`, as far as they are usual: the first that is not, or `rows`. No other
+/// call stands in this loop, so that constants stay in registers.
+template <class L, class Bound, class T>
+[[nodiscard, gnu::noinline]] Index weigh_usual_rows(const L& logits, const Bound bound, Index i, Index k, Index rows,
+                                                    MatrixView<T> dots, const T* packed, const T* masses,
+                                                    const BlockState<T>& state, Index r) {
+  const BlockState<T> own = state;  // a copy, which lies in no place that is written
+  for (; k < rows; ++k)
+    if (!weigh_usual_row(logits, bound, i + k, dots.row(k).data(), packed, masses, own, r + k)) break;
+  return k;
+}
+
 /// weigh_row for queries i … i+rows−1, rows r … of a block.
 template <class L, class T>
 [[gnu::noinline]] void weigh_rows(const L& logits, Index i, Index rows, Index begin, bool covered, MatrixView<T> dots,
@@ -273,9 +285,11 @@ template <class L, class T>
   };
   if constexpr (L::has_rank) {
     if (covered && dropout == nullptr && logits.ranked()) {
-      const auto usual = [&](const auto bound) {
-        for (Index k = 0; k < rows; ++k)
-          if (!weigh_usual_row(logits, bound, i + k, dots.row(k).data(), packed, masses, state, r + k)) weigh(k);
+      const auto usual = [&](const auto& bound) {
+        for (Index k = 0; k < rows; ++k) {
+          k = weigh_usual_rows(logits, bound, i, k, rows, dots, packed, masses, state, r);
+          if (k < rows) weigh(k);
+        }
       };
       if constexpr (requires { logits.bound().decide(usual); })
         logits.bound().decide(usual);

@@ -61,9 +61,10 @@ class SoftmaxAttention {
   void scores(const AttentionInput<T, Stored>& in, MatrixView<T> scores, Workspace& ws) const {
     check_input(in);
     detail::check_size("attention: scores", scores, in.query.rows(), in.key.rows());
-    for (Index i = 0; i < in.query.rows(); i += detail::block_rows) {
+    const Index block = detail::block_rows(in.key.rows());
+    for (Index i = 0; i < in.query.rows(); i += block) {
       auto frame = ws.frame();
-      const Index rows = std::min(detail::block_rows, in.query.rows() - i);
+      const Index rows = std::min(block, in.query.rows() - i);
       const detail::Logits<S, Stored> logits(score, in, i, rows, frame);
       detail::for_each_row_of_tiles(logits, in, i, rows, frame,
                                     [&](Index query, Index begin, const T* dots, const T* packed, bool covered) {

@@ -286,10 +286,11 @@ class SoftmaxBackward {
     B d_query[std::size_t(Bound::query_scalars) + 1] = {};
     T factor[tile_keys];
     if (dropout_ != nullptr) dropout_->factors(i, begin, factor);
+    const VisibleKeys shown = covered ? VisibleKeys() : logits_.visible(i);
     RUVECTOR_UNROLL for (Index v = 0; v < tile_vectors<T>; ++v) {
       const Index at = v * width;
       simd::Mask<T> visible{};
-      if (!covered) visible = logits_.seen(i, begin, v);
+      if (!covered) visible = logits_.seen(shown, i, begin, v);
       const auto pair =
           logits_.pairs(i, begin, v, tile_.dots.row(r).data(), tile_.packed_keys.data(), covered ? nullptr : &visible);
       // A sum that is not finite makes even 0 of a hidden key NaN.
