@@ -12,6 +12,7 @@
 #include "ruvector/simd/dot.hpp"
 #include "ruvector/train/clip.hpp"
 #include "ruvector/train/concepts.hpp"
+#include "ruvector/train/loss.hpp"
 #include "ruvector/train/schedule.hpp"
 #include "ruvector/train/state.hpp"
 
@@ -31,22 +32,6 @@
 #include <vector>
 
 namespace ruvector::inline RUVECTOR_ABI::train {
-
-/// Losses of some samples: their sum, and the sum of their weights, by which it is divided for the mean. Samples of
-/// different weight (class weights, ignored labels) are so averaged rightly over batches and workers, too.
-struct LossSum {
-  double sum = 0;     ///< Σ w ℓ
-  double weight = 0;  ///< Σ w
-
-  /// sum/weight; 0 without weight.
-  [[nodiscard]] double mean() const { return weight == 0 ? 0 : sum / weight; }
-  /// Adds other samples.
-  LossSum& operator+=(const LossSum& other) {
-    sum += other.sum;
-    weight += other.weight;
-    return *this;
-  }
-};
 
 /// What a call of an objective may use beside its arguments.
 struct FitContext {
