@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include <ruvector/io/atomic_file.hpp>
 
+#include "io/files.hpp"
 #include "support/catch.hpp"
 
 #include <sys/mman.h>
@@ -12,6 +13,7 @@
 #include <chrono>
 #include <csignal>
 #include <cstddef>
+#include <cstdint>
 #include <filesystem>
 #include <random>
 #include <string>
@@ -24,22 +26,7 @@ namespace {
 using namespace ruvector;
 namespace fs = std::filesystem;
 
-// An empty directory of its own for each test.
-struct Directory {
-  fs::path path;
-  Directory() {
-    std::string name = (fs::temp_directory_path() / "ruvector_atomic_XXXXXX").string();
-    REQUIRE(::mkdtemp(name.data()) != nullptr);
-    path = name;
-  }
-  Directory(const Directory&) = delete;
-  Directory& operator=(const Directory&) = delete;
-  ~Directory() { fs::remove_all(path); }
-  [[nodiscard]] std::string operator/(const char* name) const { return (path / name).string(); }
-  [[nodiscard]] std::ptrdiff_t files() const {
-    return std::distance(fs::directory_iterator(path), fs::directory_iterator());
-  }
-};
+using io_files::Directory;
 
 std::string content_of(const std::string& path) {
   io::InputFile file(path);
@@ -233,30 +220,30 @@ TEST_CASE("atomic_file: the process may die before or after any call", "[io][ato
 }
 
 TEST_CASE("atomic_file: kill -9 at any time leaves a complete file", "[io][atomic_file]") {
-  const Directory directory;
+  const Directory directory(Directory::in_memory);
   const std::string path = directory / "x";
   const unsigned seed = 5;
   CAPTURE(seed);
   std::mt19937 random(seed);
   const std::string a(300000, 'a'), b(100000, 'b');
-  const auto begin = std::chrono::steady_clock::now();
   save(path, b);
-  save(path, a);
-  const auto round = std::chrono::steady_clock::now() - begin;
+  // The delay follows what the last child was seen to do, so that on any machine, however busy, some are killed before
+  // they have saved the second file and some after.
+  double delay = 1000;  // nanoseconds
   int seen_a = 0, seen_b = 0;
-  for (int trial = 0; trial < 200; ++trial) {
+  for (int trial = 0; trial < 200 || ((seen_a == 0 || seen_b == 0) && trial < 2000); ++trial) {
     int started[2];
     REQUIRE(::pipe(started) == 0);
     const ::pid_t child = ::fork();
-    if (child == 0)
-      while (true) {
-        save(path, b);
-        if (::write(started[1], "b", 1) != 1) ::_exit(1);
-        save(path, a);
-      }
+    if (child == 0) {
+      save(path, b);
+      if (::write(started[1], "b", 1) != 1) ::_exit(1);
+      save(path, a);
+      while (true) ::pause();
+    }
     char byte = 0;  // a slow machine may need long to get here
     REQUIRE(::read(started[0], &byte, 1) == 1);
-    std::this_thread::sleep_for(round * (random() % 1000) / 400);
+    std::this_thread::sleep_for(std::chrono::nanoseconds(std::int64_t(delay * double(random() % 1000) / 500)));
     ::kill(child, SIGKILL);
     ::waitpid(child, nullptr, 0);
     ::close(started[0]);
@@ -265,6 +252,7 @@ TEST_CASE("atomic_file: kill -9 at any time leaves a complete file", "[io][atomi
     seen_a += content == a;
     seen_b += content == b;
     REQUIRE((content == a || content == b));
+    delay *= content == a ? 0.8 : 1.25;
   }
   CAPTURE(seen_a, seen_b);
   CHECK(seen_b > 0);  // the killing did happen in the middle of things

@@ -23,6 +23,13 @@
 
 namespace ruvector::inline RUVECTOR_ABI::io {
 
+/// How much a reader may take in; given with each call, since what is sane depends on the caller.
+struct Limits {
+  Index max_bytes = Index(1) << 40;  ///< size of the file
+  Index max_items =
+      Index(1) << 38;  ///< elements of an array; also bounds each dimension, which matters where another is 0
+};
+
 /// A file that the operating system would not open, read or write. The message has the path, the step and the reason
 /// ("x.npy: cannot open: No such file or directory"). A file that was read but holds nonsense is a FormatError.
 class FileError : public std::runtime_error {
@@ -34,6 +41,13 @@ class FileError : public std::runtime_error {
                                                                     int error_number) {
   ruvector::detail::raise<FileError>(
       "FileError", std::string(path) + ": " + std::string(step) + ": " + std::generic_category().message(error_number));
+}
+
+/// Throws FormatError if a file of `size` bytes is longer than the limits allow.
+inline void check_file_size(std::string_view path, Index size, Limits limits) {
+  if (size > limits.max_bytes) [[unlikely]]
+    throw_format_error(path,
+                       "expected at most " + std::to_string(limits.max_bytes) + " bytes, got " + std::to_string(size));
 }
 
 /// A regular file open for reading. Throws FileError where it does not exist, is no regular file
@@ -61,6 +75,8 @@ class InputFile {
   [[nodiscard]] const std::string& path() const { return path_; }
   /// Bytes in the file when it was opened.
   [[nodiscard]] Index size() const { return size_; }
+  /// The number that the operating system knows it by.
+  [[nodiscard]] int descriptor() const { return file_; }
 
   /// Goes to a position, in bytes from the start.
   void seek(Index position) {

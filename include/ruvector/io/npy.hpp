@@ -22,12 +22,6 @@ namespace ruvector::inline RUVECTOR_ABI::io {
 
 static_assert(std::endian::native == std::endian::little, "npy files are read and written as they lie in memory");
 
-/// How much a reader may take in; given with each call, since what is sane depends on the caller.
-struct Limits {
-  Index max_bytes = Index(1) << 40;  ///< size of the file
-  Index max_items = Index(1) << 38;  ///< elements; also bounds each dimension, which matters where another is 0
-};
-
 /// The elements that .npy files are read and written with.
 template <class T>
 concept NpyElement =
@@ -216,9 +210,7 @@ inline std::string_view npy_header_text(std::string_view source, std::string_vie
 // `preamble`: the first bytes of a file of `size` bytes, as many as a header can take.
 inline NpyHeader parse_npy_header(std::string_view source, std::span<const std::byte> preamble, Index size,
                                   Limits limits) {
-  if (size > limits.max_bytes)
-    throw_format_error(source,
-                       "expected at most " + std::to_string(limits.max_bytes) + " bytes, got " + std::to_string(size));
+  check_file_size(source, size, limits);
   const std::string_view bytes(reinterpret_cast<const char*>(preamble.data()), preamble.size());
   const std::string_view text = npy_header_text(source, bytes, size);
   const Index first = text.data() - bytes.data();
