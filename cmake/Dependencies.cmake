@@ -66,6 +66,15 @@ function(ruvector_require_library_dependencies)
   endif()
 endfunction()
 
+# The component io: nlohmann_json.
+function(ruvector_require_nlohmann_json)
+  ruvector_find(nlohmann_json nlohmann_json::nlohmann_json 3.10 found)
+  if(NOT found)
+    ruvector_fetch_headers(nlohmann_json nlohmann_json::nlohmann_json https://github.com/nlohmann/json.git
+                           9cca280a4d0ccf0c08f47a99aa71d1b0e52f8d03 include) # 3.11.3
+  endif()
+endfunction()
+
 # Tests: Catch2, version 2 or 3.
 function(ruvector_require_catch2)
   ruvector_find(Catch2 Catch2::Catch2WithMain 2.13 found)

@@ -15,7 +15,7 @@ if(PROJECT_IS_TOP_LEVEL)
 endif()
 
 add_library(ruvector_dev INTERFACE)
-target_link_libraries(ruvector_dev INTERFACE ruvector::ruvector)
+target_link_libraries(ruvector_dev INTERFACE ruvector::ruvector ruvector::io)
 target_compile_options(
   ruvector_dev
   INTERFACE -Wall -Wextra -Wpedantic -Wconversion -Wshadow -Wdouble-promotion

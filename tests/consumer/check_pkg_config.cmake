@@ -19,3 +19,8 @@ message("${flags}")
 separate_arguments(flags UNIX_COMMAND "${flags}")
 execute_process(COMMAND "${COMPILER}" -std=c++20 "${SOURCE}/main.cpp" ${flags} -o "${PREFIX}/consumer" COMMAND_ERROR_IS_FATAL ANY)
 execute_process(COMMAND "${PREFIX}/consumer" COMMAND_ERROR_IS_FATAL ANY)
+
+execute_process(COMMAND "${PKG_CONFIG}" --cflags ruvector-io OUTPUT_VARIABLE flags OUTPUT_STRIP_TRAILING_WHITESPACE
+                COMMAND_ERROR_IS_FATAL ANY)
+separate_arguments(flags UNIX_COMMAND "${flags}")
+execute_process(COMMAND "${COMPILER}" -std=c++20 -fsyntax-only "${SOURCE}/io.cpp" ${flags} COMMAND_ERROR_IS_FATAL ANY)
