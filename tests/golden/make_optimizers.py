@@ -30,6 +30,8 @@ def pytorch():
         "adam": lambda p: torch.optim.Adam(p, lr=0.01, eps=1e-8),
         "adam_decay": lambda p: torch.optim.Adam(p, lr=0.01, betas=(0.8, 0.99), eps=1e-6, weight_decay=0.05),
         "adamw": lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.05),
+        "amsgrad": lambda p: torch.optim.Adam(p, lr=0.01, betas=(0.9, 0.9), amsgrad=True),
+        "adamw_amsgrad": lambda p: torch.optim.AdamW(p, lr=0.01, betas=(0.9, 0.9), weight_decay=0.05, amsgrad=True),
     }
     for name, make in runs.items():
         x = torch.tensor(start(), requires_grad=True)
@@ -41,6 +43,25 @@ def pytorch():
             if t in CHECKPOINTS:
                 rows.append(x.detach().numpy().copy())
         np.save(f"{sys.argv[1]}/optimizer_{name}.npy", np.stack(rows))
+
+
+def schedules():
+    """Factors at 40 steps, a row each; the plateau is told the metric 1 / (1 + min(t, 12)) + 0.01 (t mod 3) at step t."""
+    import torch
+    from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, ExponentialLR, ReduceLROnPlateau, StepLR
+    rows = []
+    for make in (lambda o: StepLR(o, step_size=7, gamma=0.5), lambda o: ExponentialLR(o, gamma=0.9),
+                 lambda o: CosineAnnealingWarmRestarts(o, T_0=12, eta_min=0.125),
+                 lambda o: ReduceLROnPlateau(o, factor=0.5, patience=3, min_lr=0.1)):
+        optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+        schedule, row = make(optimizer), []
+        for t in range(40):
+            row.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            plateau = isinstance(schedule, ReduceLROnPlateau)
+            schedule.step(*[1 / (1 + min(t, 12)) + 0.01 * (t % 3)] if plateau else [])
+        rows.append(row)
+    np.save(f"{sys.argv[1]}/schedules.npy", np.array(rows))
 
 
 # Operations on one point, written from the definitions (Ungar's addition and gyration; Minkowski's product), not from
@@ -135,6 +156,7 @@ def riemannian_adam(manifold, exponential, clip, lr=0.01, beta1=0.9, beta2=0.999
 
 
 pytorch()
+schedules()
 for name, manifold in {"ball": Ball(1.0), "ball07": Ball(0.7), "lorentz07": Hyperboloid(0.7)}.items():
     for way, exponential, clip in (("retraction", False, np.inf), ("exp", True, 2.0)):
         np.save(f"{sys.argv[1]}/optimizer_riemannian_adam_{name}_{way}.npy", riemannian_adam(manifold, exponential, clip))

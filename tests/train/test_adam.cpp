@@ -24,6 +24,9 @@ TEMPLATE_TEST_CASE("adam: agrees with PyTorch over 1000 steps", "[train][adam]",
       {"adam", {.learning_rate = 0.01}},
       {"adam_decay", {.learning_rate = 0.01, .beta1 = 0.8, .beta2 = 0.99, .epsilon = 1e-6, .weight_decay = 0.05}},
       {"adamw", {.learning_rate = 0.01, .weight_decay = 0.05, .decoupled_weight_decay = true}},
+      {"amsgrad", {.learning_rate = 0.01, .beta2 = 0.9, .amsgrad = true}},
+      {"adamw_amsgrad",
+       {.learning_rate = 0.01, .beta2 = 0.9, .weight_decay = 0.05, .decoupled_weight_decay = true, .amsgrad = true}},
   };
   for (const auto& [name, config] : runs) {
     CAPTURE(name);
@@ -41,19 +44,33 @@ TEST_CASE("adam: a refused step changes nothing, a copy goes on with the same bi
   Model wrong = model;
   wrong.matrix = Matrix<double>(5, 3);
   optimizer_runs::check_laws(model, wrong, [](const Model& m) { return Adam(m, {.weight_decay = 0.1}); });
+  optimizer_runs::check_laws(model, wrong, [](const Model& m) { return Adam(m, {.amsgrad = true}); });
 }
 
 TEST_CASE("adam: goes on from its state", "[train][adam]") {
-  Model a;
-  Adam adam(a);
-  for (Index t = 1; t <= 500; ++t) adam.step(a, optimizer_runs::gradient_at(a, t));
-  Model b = a;
-  Adam resumed(adam.state(), adam.config());
-  for (Index t = 501; t <= 1000; ++t) {
-    adam.step(a, optimizer_runs::gradient_at(a, t));
-    resumed.step(b, optimizer_runs::gradient_at(b, t));
+  for (const AdamConfig& config : {AdamConfig{}, AdamConfig{.beta2 = 0.9, .amsgrad = true}}) {
+    Model a;
+    Adam adam(a, config);
+    for (Index t = 1; t <= 500; ++t) adam.step(a, optimizer_runs::gradient_at(a, t));
+    Model b = a;
+    Adam resumed(adam.state(), adam.config());
+    for (Index t = 501; t <= 1000; ++t) {
+      adam.step(a, optimizer_runs::gradient_at(a, t));
+      resumed.step(b, optimizer_runs::gradient_at(b, t));
+    }
+    CHECK(optimizer_runs::same_bits(a, b));
   }
-  CHECK(optimizer_runs::same_bits(a, b));
+}
+
+TEST_CASE("adam: amsgrad begins and ends with the options, not with the state", "[train][adam]") {
+  Model a;
+  Adam plain(a);
+  CHECK_FALSE(plain.state().largest_second_moment.has_value());
+  for (Index t = 1; t <= 5; ++t) plain.step(a, optimizer_runs::gradient_at(a, t));
+  const Adam with(plain.state(), {.amsgrad = true});
+  REQUIRE(with.state().largest_second_moment.has_value());
+  CHECK(optimizer_runs::same_bits(*with.state().largest_second_moment, plain.state().second_moment));
+  CHECK_FALSE(Adam(with.state(), {}).state().largest_second_moment.has_value());
 }
 
 TEST_CASE("adam: the first step has the length of the learning rate, whatever the gradient's", "[train][adam]") {

@@ -69,6 +69,45 @@ TEST_CASE("riemannian_adam: on parameters without a manifold it is Adam, bit for
   CHECK(optimizer_runs::same_bits(a, b));
 }
 
+// Points among ordinary parameters.
+struct Mixed {
+  using Scalar = double;
+  optimizer_runs::Parts<double> before;
+  optimizer_runs::Points<PoincareBall<double>> points;
+  optimizer_runs::Parts<double> after;
+  template <class Visit, class... Self>
+  static void parameters(Visit&& visit, Self&... self) {
+    visit("before", self.before...);
+    visit("points", self.points...);
+    visit("after", self.after...);
+  }
+};
+
+TEST_CASE("riemannian_adam: points and other parameters of one module move as each would by itself",
+          "[train][riemannian_adam]") {
+  const RiemannianAdamConfig config{.learning_rate = 0.01, .weight_decay = 0.05};
+  Mixed mixed;
+  mixed.points = started(PoincareBall<double>());
+  optimizer_runs::fill(mixed.before, optimizer_runs::start);
+  optimizer_runs::fill(mixed.after, optimizer_runs::start);
+  Mixed alone = mixed;
+  RiemannianAdam together(mixed, config);
+  RiemannianAdam points(alone.points, config);
+  const train::AdamConfig adam_config{.learning_rate = 0.01, .weight_decay = 0.05, .decoupled_weight_decay = true};
+  train::Adam before(alone.before, adam_config), after(alone.after, adam_config);
+  for (Index t = 1; t <= 50; ++t) {
+    Mixed gradient = mixed;
+    gradient.before = optimizer_runs::gradient_at(mixed.before, t);
+    gradient.points = optimizer_runs::gradient_at(mixed.points, t);
+    gradient.after = optimizer_runs::gradient_at(mixed.after, t + 1000);
+    together.step(mixed, gradient);
+    before.step(alone.before, gradient.before);
+    points.step(alone.points, gradient.points);
+    after.step(alone.after, gradient.after);
+  }
+  CHECK(optimizer_runs::same_bits(mixed, alone));
+}
+
 struct Line {
   using Scalar = double;
   Euclidean<double> flat;
@@ -138,6 +177,7 @@ TEST_CASE("riemannian_adam: options out of range are refused", "[train][riemanni
     CHECK_THROWS_AS(RiemannianAdam(model, {.epsilon = bad}), ConfigError);
     CHECK_THROWS_AS(RiemannianAdam(model, {.max_gradient_norm = bad}), ConfigError);
     CHECK_THROWS_AS(RiemannianAdam(model, {.margin = bad}), ConfigError);
+    CHECK_THROWS_AS(RiemannianAdam(model, {.weight_decay = bad}), ConfigError);
   }
 }
 
