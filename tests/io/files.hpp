@@ -9,6 +9,7 @@
 #include <cstddef>
 #include <cstdlib>
 #include <filesystem>
+#include <fstream>
 #include <iterator>
 #include <locale>
 #include <span>
@@ -46,6 +47,12 @@ inline Bytes read(const std::string& path) {
   Bytes bytes(static_cast<std::size_t>(file.size()));
   file.read(bytes);
   return bytes;
+}
+
+// In place, as nobody should save.
+inline void write(const std::string& path, std::span<const std::byte> bytes) {
+  std::ofstream(path, std::ios::binary)
+      .write(reinterpret_cast<const char*>(bytes.data()), std::streamsize(bytes.size()));
 }
 
 // Numbers are 2.621,5 while it lives.
