@@ -9,6 +9,7 @@
 #include <cmath>
 #include <limits>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 namespace ruvector_test_gru_cell {
@@ -390,6 +391,40 @@ TEST_CASE("gru_cell: shapes that do not fit are refused", "[nn]") {
     CAPTURE(what);
     CHECK_THROWS_AS(broken.forward(x, h, out, ws), ShapeError);
   }
+}
+
+TEMPLATE_TEST_CASE("gru_cell: gates open within 3 ULP, also near 0, and are shut at infinity", "[nn]", float, double) {
+  using T = TestType;
+  using Better = std::conditional_t<sizeof(T) == 4, double, long double>;
+  using Batch = simd::Batch<T>;
+  const auto lane = [](Batch x) {
+    T lanes[simd::lanes<T>];
+    simd::store(lanes, x);
+    return lanes[0];
+  };
+  Rng rng(seed);
+  CAPTURE(seed);
+  double sigmoid_error = 0, tanh_error = 0;
+  for (int i = 0; i < 100'000; ++i) {
+    const T size = std::exp2(rng.uniform(T(-30), T(4.2)));  // below, σ(−x) becomes denormal in float
+    const T x = rng.below(2) == 0 ? size : -size;
+    const Better exact = Better(x);
+    sigmoid_error = std::max(sigmoid_error, support::ulp_error(lane(nn::detail::gate_sigmoid(Batch(x))),
+                                                               Better(1) / (1 + std::exp(-exact))));
+    tanh_error = std::max(tanh_error, support::ulp_error(lane(nn::detail::gate_tanh(Batch(x))), std::tanh(exact)));
+  }
+  CHECK(sigmoid_error <= 3);
+  CHECK(tanh_error <= 3);
+  constexpr T infinity = std::numeric_limits<T>::infinity(), most = std::numeric_limits<T>::max();
+  for (const T huge : {most, infinity}) {
+    CHECK(lane(nn::detail::gate_sigmoid(Batch(huge))) == 1);
+    CHECK(lane(nn::detail::gate_sigmoid(Batch(-huge))) == 0);
+    CHECK(lane(nn::detail::gate_tanh(Batch(huge))) == 1);
+    CHECK(lane(nn::detail::gate_tanh(Batch(-huge))) == -1);
+  }
+  CHECK(support::same_bits(lane(nn::detail::gate_tanh(Batch(T(-0.0)))), T(-0.0)));
+  CHECK(std::isnan(lane(nn::detail::gate_sigmoid(Batch(T(NAN))))));
+  CHECK(std::isnan(lane(nn::detail::gate_tanh(Batch(T(NAN))))));
 }
 
 }  // namespace
