@@ -241,7 +241,7 @@ TEST_CASE("fit: every allocation may fail", "[train][fit]") {
         (void)fit(state, 70, p.objective, p.config);  // goes on from wherever it was
         equal += bytes(state) == expected ? 1 : 0;
       });
-  WARN("fit: " << points << " allocations failed one by one");
+  INFO("allocations that failed: " << points);
   CHECK(points > 20);
   CHECK(equal == failed);
 }

@@ -83,7 +83,7 @@ void mine_negatives(MatrixView<const T> anchor, MatrixView<const T> positive, Ma
   const auto candidate = [&](Index i, Index j, double anchor_norm, double near, Rng& own) {
     const auto cosine = [&] {
       const double norm = anchor_norm * std::sqrt(double(simd::squared_norm(candidates.row(j))));
-      return norm > 0 ? double(simd::dot(anchor.row(i), candidates.row(j))) / norm : 0;
+      return norm == 0 ? 0 : double(simd::dot(anchor.row(i), candidates.row(j))) / norm;
     };
     switch (config.mining) {
       case Mining::random:
