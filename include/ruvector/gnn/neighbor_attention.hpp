@@ -194,10 +194,9 @@ struct NeighborHeads {
 
   // Head h of node i where heads are dot products.
   [[nodiscard]] NeighborDot<T, I> dot(Index i, Index h, MatrixView<const T> bias) const {
-    return {graph.neighbors(i),
-            query.row(i).subspan(std::size_t(h * query_dim()), std::size_t(query_dim())),
-            key.cols(group(h) * key_dim(), key_dim()),
-            value.cols(group(h) * value_dim(), value_dim()),
+    return {query.row(i).subspan(std::size_t(h * query_dim()), std::size_t(query_dim())),
+            {graph.neighbors(i), key.cols(group(h) * key_dim(), key_dim())},
+            {graph.neighbors(i), value.cols(group(h) * value_dim(), value_dim())},
             bias.empty() ? std::span<const T>() : bias.row(h),
             factors[std::size_t(h)]};
   }
@@ -241,7 +240,7 @@ struct NeighborHeads {
           prefetch_neighbors<T>(graph, i + 1, key);
           prefetch_neighbors<T>(graph, i + 1, value);
           const MatrixView<T> bias = biases(i, frame);
-          const std::span<T> weights = frame.template span<T>(graph.degree(i));
+          const std::span<T> weights = frame.template span<T>(padded<T>(graph.degree(i)));
           for (Index h = 0; h < count(); ++h) dot(i, h, bias).forward(weights, columns_of(concat.row(i), h));
           continue;
         }
@@ -358,11 +357,12 @@ struct NeighborHeads {
     prefetch_neighbors<T>(graph, i + 1, key);
     prefetch_neighbors<T>(graph, i + 1, value);
     const MatrixView<T> bias = biases(i, frame);
-    const std::span<T> weights = frame.template span<T>(rows.rows());
+    const std::span<T> weights = frame.template span<T>(padded<T>(rows.rows())),
+                       d_logits = frame.template span<T>(padded<T>(rows.rows()));
     for (Index h = 0; h < count(); ++h)
       by_logits[std::size_t(h)] +=
           dot(i, h, bias)
-              .backward(columns_of(d_concat.row(i), h), weights, d_bias.row(h),
+              .backward(columns_of(d_concat.row(i), h), weights, d_logits, d_bias.row(h),
                         d.query.row(i).subspan(std::size_t(h * query_dim()), std::size_t(query_dim())),
                         rows.cols(group(h) * key_dim(), key_dim()),
                         rows.cols(key.cols() + group(h) * value_dim(), value_dim()));
