@@ -10,6 +10,7 @@
 #include "ruvector/core/real.hpp"
 #include "ruvector/core/view.hpp"
 #include "ruvector/core/workspace.hpp"
+#include "ruvector/nn/activations.hpp"
 #include "ruvector/nn/concepts.hpp"
 #include "ruvector/nn/linear.hpp"
 #include "ruvector/nn/rows.hpp"
@@ -36,14 +37,9 @@ template <Real T>
 }
 template <Real T>
 [[nodiscard, gnu::always_inline]] inline simd::Batch<T> gate_tanh(simd::Batch<T> x) {
-  using C = simd::detail::MathConstants<T>;
-  // tanh a = t/(t + 2), t = e²ᵃ − 1 = (2ⁿ − 1) + 2ⁿ q, q = eʳ − 1, 2a = n ln 2 + r
-  const simd::Batch<T> a = simd::min(simd::Batch<T>(C::tanh_highest), simd::abs(x)), twice = a + a;
-  const simd::Batch<T> n = simd::nearest(twice * C::log2_e);
-  const simd::Batch<T> r = simd::fnma(n, C::ln2_low, simd::fnma(n, C::ln2_high, twice));
-  const simd::Batch<T> q = simd::fma(simd::detail::rounded_product(r, r), simd::detail::polynomial(r, C::exp_tail), r);
-  const simd::Batch<T> power = simd::ldexp(simd::Batch<T>(T(1)), n);
-  const simd::Batch<T> t = simd::fma(power, q, power - T(1));
+  // tanh a = t/(t + 2), t = e²ᵃ − 1
+  const simd::Batch<T> highest(simd::detail::MathConstants<T>::tanh_highest), a = simd::min(highest, simd::abs(x));
+  const simd::Batch<T> t = expm1(a + a);
   return simd::copysign(t / (t + T(2)), x);
 }
 ///@}
