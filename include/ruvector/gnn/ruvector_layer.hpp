@@ -44,7 +44,7 @@ struct RuvectorLayerConfig {
 ///
 /// and y_i = LN(M_i) without neighbours; ŵ = w/Σw where Σw > 0, 1/|N(i)| otherwise. The GRU replaces where z is 1 and
 /// resets before its product, all weights start at N(0, 2/(in + out)) and biases at 0. A GraphLayer: unlike the
-/// original it takes whole graphs and learns. Source: the package @ruvector/gnn 0.1.25, which it equals within 1e-5.
+/// original it takes whole graphs and learns. Source: the package `@ruvector/gnn` 0.1.25, which it equals within 1e-5.
 template <Real T>
 class RuvectorLayer {
  public:

@@ -193,10 +193,10 @@ void append_number(std::string& text, T x) {
 
 }  // namespace detail
 
-/// The layer that @ruvector/gnn has written with toJson(): all weights, the number of heads, ε and the dropout. Checked
-/// in full before a layer is made: every tensor is there once, with as many numbers as its sizes say, and the sizes fit
-/// together; nothing else is there. Throws FormatError saying what is wrong; `name` stands for the text in it.
-/// O(bytes). Source: the package's version 0.1.25.
+/// The layer that `@ruvector/gnn` has written with toJson(): all weights, the number of heads, ε and the dropout.
+/// Checked in full before a layer is made: every tensor is there once, with as many numbers as its sizes say, and the
+/// sizes fit together; nothing else is there. Throws FormatError saying what is wrong; `name` stands for the text in
+/// it. O(bytes). Source: the package's version 0.1.25.
 template <Real T>
 [[nodiscard]] gnn::RuvectorLayer<T> parse_ruvector_json(std::string_view text, Limits limits = {},
                                                         std::string_view name = "ruvector_json") {
@@ -248,8 +248,8 @@ template <Real T>
   return parse_ruvector_json<T>(text, limits, path);
 }
 
-/// A layer as JSON that @ruvector/gnn reads with fromJson(). Numbers have the fewest digits that read back the same, in
-/// any locale. Throws FormatError for a number that is not finite, ConfigError for a GRU of other conventions than
+/// A layer as JSON that `@ruvector/gnn` reads with fromJson(). Numbers have the fewest digits that read back the same,
+/// in any locale. Throws FormatError for a number that is not finite, ConfigError for a GRU of other conventions than
 /// version 1's, ShapeError where the sizes do not fit together. O(weights).
 template <Real T>
 [[nodiscard]] std::string to_ruvector_json(const gnn::RuvectorLayer<T>& layer) {
