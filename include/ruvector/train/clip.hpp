@@ -21,11 +21,15 @@ namespace detail {
 /// Σ x_i² in double: squares of large floats do not overflow, and small ones are not lost.
 template <Real T>
 [[nodiscard]] double squared_norm(std::span<const T> x) {
-  constexpr std::size_t lanes = 8;
+  constexpr std::size_t lanes = 16;
   double sums[lanes] = {};
-  for (std::size_t i = 0; i < x.size(); i += lanes)
-    for (std::size_t lane = 0; lane < std::min(lanes, x.size() - i); ++lane)
+  const auto add = [&](std::size_t i, std::size_t count) {
+    for (std::size_t lane = 0; lane < count; ++lane)
       sums[lane] = std::fma(double(x[i + lane]), double(x[i + lane]), sums[lane]);
+  };
+  std::size_t i = 0;
+  for (; i + lanes <= x.size(); i += lanes) add(i, lanes);
+  add(i, x.size() - i);
   double sum = 0;
   for (const double part : sums) sum += part;
   return sum;

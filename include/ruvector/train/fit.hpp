@@ -33,12 +33,12 @@ namespace ruvector::inline RUVECTOR_ABI::train {
 
 /// Options of fit().
 struct FitConfig {
-  Index epochs = 1;        ///< passes over all samples, counted from the start of the state
-  Index batch_size = 128;  ///< samples a step
-  Index micro_batch = 64;  ///< samples a call of the objective: the unit of parallel work, of memory and of cancelling;
-                           ///< the gradients of a batch are accumulated from those of its micro-batches
-  bool shuffle = true;     ///< a new order every epoch
-  bool drop_last = false;  ///< leave out the last batch of an epoch if it is not full
+  Index epochs = 1;         ///< passes over all samples, counted from the start of the state
+  Index batch_size = 128;   ///< samples a step
+  Index micro_batch = 128;  ///< samples a call of the objective: the unit of parallel work, of memory and of
+                            ///< cancelling; the gradients of a batch are accumulated from those of its micro-batches
+  bool shuffle = true;      ///< a new order every epoch
+  bool drop_last = false;   ///< leave out the last batch of an epoch if it is not full
   double max_gradient_norm = std::numeric_limits<double>::infinity();   ///< see clip_gradient_norm
   double max_gradient_value = std::numeric_limits<double>::infinity();  ///< see clip_gradient_value
   bool schedule_by_epoch = true;                                        ///< the schedule counts epochs; else steps

@@ -45,7 +45,7 @@ namespace detail {
 /// The gradient of some samples; what it points to counts only if it is not zero.
 template <Module M>
 struct GradientSum {
-  std::unique_ptr<M> gradient;
+  mutable std::unique_ptr<M> gradient;  // a merge into nothing takes it over: no state is looked at twice
   LossSum loss;
   bool zero = true;
 
@@ -69,15 +69,13 @@ struct GradientMonoid {
   void merge(GradientSum<M>& sum, const GradientSum<M>& right) const {
     if (right.zero) return;
     using T = ScalarOf<M>;
-    if (sum.zero && !sum.gradient)
-      sum.gradient = std::make_unique<M>(*right.gradient);
-    else if (sum.zero)
-      for_each_parameter([](std::string_view, std::span<T> to,
-                            std::span<const T> from) { std::copy(from.begin(), from.end(), to.begin()); },
-                         *sum.gradient, std::as_const(*right.gradient));
-    else
+    if (!sum.zero)
       for_each_parameter([](std::string_view, std::span<T> to, std::span<const T> from) { simd::axpy(T(1), from, to); },
                          *sum.gradient, std::as_const(*right.gradient));
+    else if (sum.gradient)
+      std::swap(sum.gradient, right.gradient);  // a copy of every gradient would take half as long as computing it
+    else
+      sum.gradient = std::make_unique<M>(*right.gradient);  // both have memory from now on
     sum.loss += right.loss;
     sum.zero = false;
   }
@@ -105,7 +103,6 @@ class BatchGradient {
           objective_(model, samples.subspan(std::size_t(first), std::size_t(last - first)), *sum.gradient, context);
     };
     if (n <= micro_batch_) {
-      total_.reset(model);
       accumulate(total_, 0, n, 0);
     } else {
       const auto slots = std::size_t(ordered_reduce_slots(n, micro_batch_, concurrency));
