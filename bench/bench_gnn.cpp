@@ -4,6 +4,8 @@
 
 #include <ruvector/attention/gat_v2.hpp>
 #include <ruvector/core/random.hpp>
+#include <ruvector/gnn/ruvector_layer.hpp>
+#include <ruvector/gnn/ruvector_layer_v2.hpp>
 #include <ruvector/graph/csr_graph.hpp>
 #include <ruvector/nn/gru_cell.hpp>
 
@@ -17,8 +19,8 @@
 #include <string_view>
 #include <vector>
 
-// Rows G1 and G3 of the table of targets, on one thread. With --torch PYTHON each is also measured in turns with
-// gnn_torch.py in PyTorch.
+// Rows G1 to G4 of the table of targets, on one thread. With --torch PYTHON rows G1 and G3 are also measured in turns
+// with gnn_torch.py in PyTorch, with --node FOLDER row G4 with gnn_node.mjs and the @ruvector/gnn installed there.
 
 namespace {
 
@@ -62,10 +64,11 @@ double common_error(const Matrix<float>& x, const Matrix<double>& reference) {
   return *last;
 }
 
-// Where rows are measured and printed, and PyTorch, if it takes part.
+// Where rows are measured and printed, and PyTorch and Node, if they take part.
 struct Program {
   Rows& rows;
   Peer* torch;
+  Peer* node;
 
   // How many times longer PyTorch takes for its row `name`.
   template <class Run, class Error>
@@ -199,13 +202,108 @@ void gru(const Program& program) {
   program.against_torch("G3", "forward and backward", 1.2, both, both_error);
 }
 
+// A layer of message passing on a random graph, and its gradients.
+template <class T>
+struct Layer {
+  using Model = gnn::RuvectorLayerV2<attention::AnyAttention<T>>;
+  Model layer, grad;
+  graph::CsrGraph<> graph;
+  Matrix<T> x, d_out, out, d_x;
+  typename Model::Saved saved;
+
+  void forward(Workspace& ws) { layer.forward(graph.view(), x, {}, out, ws); }
+  void forward_backward(Workspace& ws) {
+    layer.forward(graph.view(), x, {}, out, saved, ws);
+    layer.backward(graph.view(), x, {}, saved, d_out, d_x, {}, grad, ws);
+  }
+};
+
+void layer_v2(const Program& program) {
+  if (!program.rows.wanted("G2")) return;
+  constexpr Index nodes = 10'000, degree = 16, d = 128;
+  const gnn::LayerConfig config{.input = d, .hidden = d, .heads = 4};
+  Rng rng(1);
+  std::vector<std::int32_t> sources, targets;
+  for (Index e = 0; e < nodes * degree; ++e) {
+    sources.push_back(std::int32_t(e / degree));
+    targets.push_back(std::int32_t(rng.below(nodes)));
+  }
+  const auto weights = Layer<float>::Model::with_heads(config, attention::ScaledDotProduct<float>(), rng);
+  Layer<float> layer{weights,
+                     zeros_like(weights),
+                     graph::CsrGraph<>(nodes, sources, targets),
+                     random_matrix<float>(rng, nodes, d),
+                     random_matrix<float>(rng, nodes, d),
+                     Matrix<float>(nodes, d),
+                     Matrix<float>(nodes, d),
+                     {}};
+  const auto shape = Layer<double>::Model::with_heads(config, attention::ScaledDotProduct<double>(), rng);
+  Layer<double> reference{shape,
+                          zeros_like(shape),
+                          layer.graph,
+                          exact(layer.x),
+                          exact(layer.d_out),
+                          Matrix<double>(nodes, d),
+                          Matrix<double>(nodes, d),
+                          {}};
+  copy_parameters(weights, reference.layer);
+  Workspace ws;
+  reference.forward_backward(ws);
+  const auto forward = [&] { layer.forward(ws); };
+  const auto forward_error = [&] { return bench::relative_error(layer.out.span(), reference.out.span()); };
+  const auto both = [&] { layer.forward_backward(ws); };
+  const auto both_error = [&] {
+    std::ranges::fill(layer.d_x.span(), 0.0f);
+    layer.grad = zeros_like(weights);
+    both();
+    return std::max({forward_error(), bench::relative_error(layer.d_x.span(), reference.d_x.span()),
+                     bench::relative_error(layer.grad.message.weight.span(), reference.grad.message.weight.span())});
+  };
+  // The message, q, k, v and o, the combination and six products of the cell; q·k and P·v of every edge. Backward has
+  // twice as many, and q·k again.
+  const double of_nodes = 2.0 * 12 * double(nodes) * double(d) * double(d),
+               of_edges = 2.0 * 2 * double(nodes * degree) * double(d);
+  const std::string work = "RuvectorLayerV2 10k nodes, degree 16, 128 to 128, 4 heads, ";
+  program.rows.share("G2", work + "forward", {0.55}, Limit::fma, of_nodes + of_edges, forward, forward_error);
+  program.rows.share("G2", work + "forward and backward", {}, Limit::fma, 3 * of_nodes + 3.5 * of_edges, both,
+                     both_error);
+}
+
+// The layer of version 1, one node at a time.
+void layer_v1(const Program& program) {
+  if (!program.rows.wanted("G4") || program.node == nullptr) return;
+  constexpr Index input = 128, hidden = 256, neighbors = 32;
+  constexpr int calls = 20;  // a run, as in gnn_node.mjs: the way to and fro is not what is measured
+  const gnn::RuvectorLayerConfig config{.input = input, .hidden = hidden, .heads = 4, .dropout = 0.1};
+  Rng rng(1);
+  const gnn::RuvectorLayer<float> layer(config, rng);
+  gnn::RuvectorLayer<double> reference(config, rng);
+  copy_parameters(layer, reference);
+  const Matrix<float> node = random_matrix<float>(rng, 1, input), rows = random_matrix<float>(rng, neighbors, input);
+  const std::vector<float> weights(neighbors, 1.0f);
+  const std::vector<double> exact_weights(neighbors, 1.0);
+  std::vector<float> out(hidden);
+  std::vector<double> exact_out(hidden);
+  Workspace ws;
+  const Matrix<double> exact_node = exact(node), exact_rows = exact(rows);
+  reference.forward(exact_node.row(0), exact_rows, exact_weights, exact_out, ws);
+  program.rows.ratio(
+      "G4", "@ruvector/gnn against this, version 1's layer 128 to 256, 32 neighbours", {8},
+      [&] { (void)program.node->ask("G4"); },
+      [&] {
+        for (int i = 0; i < calls; ++i) layer.forward(node.row(0), rows, weights, out, ws);
+      },
+      [&] { return bench::relative_error(std::span<const float>(out), std::span<const double>(exact_out)); });
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
   Rows rows(argc, argv);
   CLI::App app;
-  std::string python, script = RUVECTOR_BENCH_DIR "/gnn_torch.py";
+  std::string python, packages, script = RUVECTOR_BENCH_DIR "/gnn_torch.py";
   app.add_option("--torch", python, "path of a Python that has PyTorch");
+  app.add_option("--node", packages, "folder in which npm has installed @ruvector/gnn");
   try {
     app.parse(std::vector<std::string>(rows.arguments()));
   } catch (const CLI::ParseError& e) {
@@ -213,8 +311,14 @@ int main(int argc, char** argv) {
   }
   std::unique_ptr<Peer> torch;
   if (!python.empty()) torch = std::make_unique<Peer>(std::vector<std::string>{python, script, "--serve"});
-  const Program program{rows, torch.get()};
+  std::unique_ptr<Peer> node;
+  if (!packages.empty())
+    node = std::make_unique<Peer>(
+        std::vector<std::string>{"node", RUVECTOR_BENCH_DIR "/gnn_node.mjs", packages, "--serve"});
+  const Program program{rows, torch.get(), node.get()};
   gat(program);
+  layer_v2(program);
   gru(program);
+  layer_v1(program);
   return rows.finish();
 }
