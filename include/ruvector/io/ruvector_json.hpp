@@ -283,8 +283,8 @@ template <Real T>
            ",\"bias\":" + tensors[path + key + ".bias"] + '}';
   };
   std::string text = '{' + linear("", "w_msg") + ',' + linear("", "w_agg") + ",\"w_update\":{";
-  for (const char* key : {"w_z", "u_z", "w_r", "u_r", "w_h", "u_h"})
-    text += (key == std::string_view("w_z") ? "" : ",") + linear("w_update.", key);
+  text += linear("w_update.", "w_z");
+  for (const char* key : {"u_z", "w_r", "u_r", "w_h", "u_h"}) text += ',' + linear("w_update.", key);
   text += "},\"attention\":{\"num_heads\":" + std::to_string(heads) + ",\"head_dim\":" + std::to_string(hidden / heads);
   for (const char* key : {"q_linear", "k_linear", "v_linear", "out_linear"}) text += ',' + linear("attention.", key);
   text += "},\"norm\":{\"gamma\":" + tensors["norm.gamma"] + ",\"beta\":" + tensors["norm.beta"] + ",\"eps\":";

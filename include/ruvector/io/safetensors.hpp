@@ -125,7 +125,10 @@ template <SafetensorsElement T>
 /// A shape as messages have it: "[2, 3]".
 [[nodiscard]] inline std::string shape_text(std::span<const Index> shape) {
   std::string text = "[";
-  for (const Index size : shape) text += (text.size() == 1 ? "" : ", ") + std::to_string(size);
+  for (const Index size : shape) {
+    if (text.size() > 1) text += ", ";
+    text += std::to_string(size);
+  }
   return text + "]";
 }
 
@@ -513,8 +516,10 @@ inline std::string safetensors_header(std::span<const SafetensorsTensor* const> 
   for (const SafetensorsTensor* tensor : tensors) {
     header +=
         ',' + json_string(tensor->name) + ":{\"dtype\":\"" + std::string(dtype_name(tensor->dtype)) + "\",\"shape\":[";
-    for (std::size_t i = 0; i < tensor->shape.size(); ++i)
-      header += (i == 0 ? "" : ",") + std::to_string(tensor->shape[i]);
+    for (std::size_t i = 0; i < tensor->shape.size(); ++i) {
+      if (i > 0) header += ',';
+      header += std::to_string(tensor->shape[i]);
+    }
     header +=
         "],\"data_offsets\":[" + std::to_string(offset) + ',' + std::to_string(offset + tensor->bytes.size()) + "]}";
     offset += tensor->bytes.size();
