@@ -197,8 +197,8 @@ void threads(Rows& rows, const char* what, Index n, Index d, bool causal, bool b
                           [&](Index h, Index worker) { heads[std::size_t(h)].forward_backward(ws.worker(worker)); });
   };
   rows.ratio(
-      "F8", shape(what, n, d) + ", 8 heads, 2 threads", {1.85}, [&] { run(Serial{}); }, [&] { run(two); },
-      [&] { return backward ? heads.back().backward_error() : heads.back().forward_error(); });
+      "F8", shape(what, n, d) + ", 8 heads, 2 threads", {1.85}, bench::wall_clock, [&] { run(Serial{}); },
+      [&] { run(two); }, [&] { return backward ? heads.back().backward_error() : heads.back().forward_error(); });
 }
 
 // One query against many keys, eight heads one after the other: all of memory passes by once.
@@ -338,9 +338,11 @@ void linear(Rows& rows, Index n, Index d) {
     };
     const char* what = causal ? "causal linear" : "linear";
     rows.ratio(
-        "L1", shape(what, n, d) + " against half of n", {2.1, true}, [&] { run(head); }, [&] { run(half); }, error);
+        "L1", shape(what, n, d) + " against half of n", {2.1, true}, bench::cpu_clock, [&] { run(head); },
+        [&] { run(half); }, error);
     rows.ratio(
-        "L1", shape("flash", n, d) + " against " + what, {5}, [&] { head.forward(ws); }, [&] { run(head); }, error);
+        "L1", shape("flash", n, d) + " against " + what, {5}, bench::cpu_clock, [&] { head.forward(ws); },
+        [&] { run(head); }, error);
   }
 }
 

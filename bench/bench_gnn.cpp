@@ -76,7 +76,7 @@ struct Program {
     if (torch == nullptr) return;
     const std::string row = std::string(id) + " " + name;
     rows.ratio(
-        id, "PyTorch against this, " + name, {target}, [&] { (void)torch->ask(row); }, run, error);
+        id, "PyTorch against this, " + name, {target}, bench::wall_clock, [&] { (void)torch->ask(row); }, run, error);
   }
 };
 
@@ -288,7 +288,7 @@ void layer_v1(const Program& program) {
   const Matrix<double> exact_node = exact(node), exact_rows = exact(rows);
   reference.forward(exact_node.row(0), exact_rows, exact_weights, exact_out, ws);
   program.rows.ratio(
-      "G4", "@ruvector/gnn against this, version 1's layer 128 to 256, 32 neighbours", {8},
+      "G4", "@ruvector/gnn against this, version 1's layer 128 to 256, 32 neighbours", {8}, bench::wall_clock,
       [&] { (void)program.node->ask("G4"); },
       [&] {
         for (int i = 0; i < calls; ++i) layer.forward(node.row(0), rows, weights, out, ws);

@@ -99,15 +99,17 @@ class Rows {
     std::printf("  %7.2f ms here\n", median(times_here) * 1e3);
   }
 
-  /// How many times longer `slow()` takes than `fast()`, by real time.
-  template <class Slow, class Fast, class Error>
-  void ratio(std::string_view id, const std::string& work, Target target, Slow&& slow, Fast&& fast, Error&& error) {
+  /// How many times longer `slow()` takes than `fast()`: by the time of this thread (cpu_clock), or by real time where
+  /// several work (wall_clock).
+  template <class Clock, class Slow, class Fast, class Error>
+  void ratio(std::string_view id, const std::string& work, Target target, const Clock& clock, Slow&& slow, Fast&& fast,
+             Error&& error) {
     if (!selected(id, work) || !right(id, work, fast, error)) return;
     std::vector<double> ratios, times_of_fast;
-    const Index slow_times = slice_of(slow, wall_clock);
-    rounds(slice_of(fast, wall_clock), [&](Index times) {
-      const double one = seconds(slow, slow_times, wall_clock) / double(slow_times);
-      times_of_fast.push_back(seconds(fast, times, wall_clock) / double(times));
+    const Index slow_times = slice_of(slow, clock);
+    rounds(slice_of(fast, clock), [&](Index times) {
+      const double one = seconds(slow, slow_times, clock) / double(slow_times);
+      times_of_fast.push_back(seconds(fast, times, clock) / double(times));
       ratios.push_back(one / times_of_fast.back());
     });
     print(id, work, target, median(ratios), "x");

@@ -79,6 +79,7 @@
 #include "ruvector/nn/mlp.hpp"
 #include "ruvector/nn/rms_norm.hpp"
 #include "ruvector/nn/rows.hpp"
+#include "ruvector/ruvector/core/huge_pages.hpp"
 #include "ruvector/search/exact_search.hpp"
 #include "ruvector/search/scores.hpp"
 #include "ruvector/search/types.hpp"

@@ -4,13 +4,13 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
 #include <span>
 #include <tuple>
 
 #include "formulas.hpp"
 #include "support/laws.hpp"
 #include "support/near.hpp"
+#include "support/trials.hpp"
 
 namespace laws {
 
@@ -94,7 +94,7 @@ using Backends = std::tuple<DualSpace<float>, DualSpace<double>, DualSpaceFlash<
 using DoubleBackends = std::tuple<DualSpace<double>, DualSpaceFlash<double>>;
 
 TEMPLATE_LIST_TEST_CASE("dual space: agrees with the formula", "[attention][law]", Backends) {
-  laws::agrees_with_the_formula<TestType>(301, std::getenv("RUVECTOR_QUICK_TESTS") != nullptr ? 50 : 200);
+  laws::agrees_with_the_formula<TestType>(301, support::trials(200, 50));
 }
 TEMPLATE_LIST_TEST_CASE("dual space: weights sum to one", "[attention][law]", Backends) {
   laws::weights_sum_to_one<TestType>(302);

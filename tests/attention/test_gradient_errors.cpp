@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
 #include <limits>
 #include <span>
 #include <tuple>
@@ -13,6 +12,7 @@
 #include "attention_reference.hpp"
 #include "support/laws.hpp"
 #include "support/near.hpp"
+#include "support/trials.hpp"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -213,7 +213,7 @@ void as_exact_as_the_formula(std::uint64_t seed, Index cases, Numbers numbers) {
 
 /// Fewer where sanitizers make them slow.
 Index shapes() {
-  return std::getenv("RUVECTOR_QUICK_TESTS") != nullptr ? 40 : 200;
+  return support::trials(200, 40);
 }
 
 using Backends = std::tuple<ScaledDotProduct<float>, ScaledDotProduct<double>, Flash<float>, Flash<double>>;

@@ -6,7 +6,6 @@
 #include <ruvector/geometry/poincare_ball.hpp>
 #include <ruvector/graph/positions.hpp>
 
-#include <cstdlib>
 #include <numbers>
 #include <string>
 #include <tuple>
@@ -14,6 +13,7 @@
 
 #include "attention/attention_reference.hpp"
 #include "support/laws.hpp"
+#include "support/trials.hpp"
 
 namespace laws {
 
@@ -86,7 +86,7 @@ static_assert(ScoringAttention<Float>);
 static_assert(PositionalAttention<MultiHead<Float>> && !EdgeAwareAttention<MultiHead<Float>>);
 
 TEMPLATE_LIST_TEST_CASE("graph rope: agrees with the formula", "[attention][law]", Backends) {
-  laws::agrees_with_the_formula<TestType>(301, std::getenv("RUVECTOR_QUICK_TESTS") != nullptr ? 50 : 300);
+  laws::agrees_with_the_formula<TestType>(301, support::trials(300, 50));
 }
 TEMPLATE_LIST_TEST_CASE("graph rope: weights sum to one", "[attention][law]", Backends) {
   laws::weights_sum_to_one<TestType>(302);

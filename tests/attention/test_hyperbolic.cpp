@@ -7,13 +7,13 @@
 #include <ruvector/geometry/poincare_ball.hpp>
 
 #include <cmath>
-#include <cstdlib>
 #include <span>
 #include <tuple>
 #include <vector>
 
 #include "formulas.hpp"
 #include "support/laws.hpp"
+#include "support/trials.hpp"
 
 namespace test_hyperbolic {
 
@@ -127,7 +127,7 @@ static_assert(DifferentiableAttention<HyperbolicFlash<float>> && PreparedAttenti
 static_assert(ScoringAttention<HyperbolicFlash<float>>);
 
 TEMPLATE_LIST_TEST_CASE("attention by distance: agrees with the formula", "[attention][law]", Backends) {
-  laws::agrees_with_the_formula<TestType>(201, std::getenv("RUVECTOR_QUICK_TESTS") != nullptr ? 50 : 200);
+  laws::agrees_with_the_formula<TestType>(201, support::trials(200, 50));
 }
 TEMPLATE_LIST_TEST_CASE("attention by distance: weights sum to one", "[attention][law]", Backends) {
   laws::weights_sum_to_one<TestType>(202);

@@ -128,8 +128,9 @@ struct LinearSubject : SubjectDefaults {
     constexpr R infinity = std::numeric_limits<R>::infinity();
     Reference<R> result{std::vector<R>(std::size_t(m * v), R(0)), std::vector<R>(std::size_t(m), -infinity)};
     const auto features = [&](const Matrix<T>& matrix, Index i) {
-      return features_of<R>(backend.map, std::vector<T>(matrix.row(i).begin(), matrix.row(i).end()),
-                            order.reverse_dims);
+      std::vector<T> x;
+      for (const T element : matrix.row(i)) x.push_back(element);
+      return features_of<R>(backend.map, x, order.reverse_dims);
     };
     std::vector<Features<R>> keys;
     for (Index j = 0; j < n; ++j) keys.push_back(features(problem.key, j));

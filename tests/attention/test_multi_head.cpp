@@ -3,13 +3,13 @@
 #include <ruvector/attention/multi_head.hpp>
 #include <ruvector/attention/scaled_dot_product.hpp>
 
-#include <cstdlib>
 #include <string>
 #include <tuple>
 
 #include "attention/attention_reference.hpp"
 #include "support/alternating.hpp"
 #include "support/laws.hpp"
+#include "support/trials.hpp"
 
 namespace laws {
 
@@ -99,7 +99,7 @@ static_assert(DifferentiableAttention<MultiHead<Flash<float>>> && PreparedAttent
 static_assert(!PositionalAttention<MultiHead<Flash<float>>> && !EdgeAwareAttention<MultiHead<Flash<float>>>);
 
 TEMPLATE_LIST_TEST_CASE("multi-head: agrees with the formula", "[attention][law]", Backends) {
-  laws::agrees_with_the_formula<TestType>(201, std::getenv("RUVECTOR_QUICK_TESTS") != nullptr ? 50 : 300);
+  laws::agrees_with_the_formula<TestType>(201, support::trials(300, 50));
 }
 TEMPLATE_LIST_TEST_CASE("multi-head: average weights sum to one", "[attention][law]", Backends) {
   laws::weights_sum_to_one<TestType>(202);

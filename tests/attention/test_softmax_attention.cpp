@@ -2,11 +2,11 @@
 #include <ruvector/attention/flash.hpp>
 #include <ruvector/attention/scaled_dot_product.hpp>
 
-#include <cstdlib>
 #include <tuple>
 
 #include "attention_reference.hpp"
 #include "support/laws.hpp"
+#include "support/trials.hpp"
 
 namespace laws {
 
@@ -53,7 +53,7 @@ static_assert(!AttentionBackend<DotScore<float>> && !ScoringAttention<Matrix<flo
 
 TEMPLATE_LIST_TEST_CASE("attention: agrees with the formula", "[attention][law]", Backends) {
   // 3,200 shapes in all; fewer where sanitizers make them slow.
-  laws::agrees_with_the_formula<TestType>(101, std::getenv("RUVECTOR_QUICK_TESTS") != nullptr ? 100 : 800);
+  laws::agrees_with_the_formula<TestType>(101, support::trials(800, 100));
 }
 TEMPLATE_LIST_TEST_CASE("attention: weights sum to one and make the output", "[attention][law]", WeightBackends) {
   laws::weights_sum_to_one<TestType>(102);

@@ -8,11 +8,11 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
 #include <span>
 #include <tuple>
 
 #include "support/laws.hpp"
+#include "support/trials.hpp"
 
 namespace test_user_defined {
 
@@ -115,7 +115,7 @@ static_assert(AttentionBackend<MeanAttention<float>> && !DifferentiableAttention
 static_assert(DifferentiableAttention<MultiHead<Gaussian<double>>>);
 
 TEMPLATE_LIST_TEST_CASE("a score of one's own: agrees with the formula", "[attention][law]", Backends) {
-  laws::agrees_with_the_formula<TestType>(501, std::getenv("RUVECTOR_QUICK_TESTS") != nullptr ? 50 : 200);
+  laws::agrees_with_the_formula<TestType>(501, support::trials(200, 50));
 }
 TEMPLATE_LIST_TEST_CASE("a score of one's own: weights sum to one", "[attention][law]", Backends) {
   laws::weights_sum_to_one<TestType>(502);

@@ -9,6 +9,7 @@
 #include "support/alternating.hpp"
 #include "support/catch.hpp"
 #include "support/near.hpp"
+#include "support/trials.hpp"
 
 #include <algorithm>
 #include <cmath>
@@ -108,7 +109,7 @@ TEMPLATE_TEST_CASE("exact_search: is exact, against brute force in double on 100
   Rng rng(seed);
   Workspace workspace;
   SearchResult<T> result;
-  for (int problem = 0; problem < 1000; ++problem) {
+  for (int problem = 0; problem < support::trials(1000, 200); ++problem) {
     const Index n = rng.below(problem % 50 == 0 ? 5000 : 300), d = rng.below(20), k = rng.below(40);
     const Index batch = rng.below(6);
     const auto candidates = integers<T>(n, d, rng), queries = integers<T>(batch, d, rng);
@@ -138,7 +139,8 @@ TEMPLATE_LIST_TEST_CASE("exact_search: finds what sorting the scores of single p
   CAPTURE(seed);
   Rng rng(seed);
   Workspace workspace;
-  for (const Index n : {1, 63, 64, 65, 1000, 2500})
+  for (const Index n : {Index(1), Index(63), Index(64), Index(65), support::trials<Index>(1000, 130),
+                        support::trials<Index>(2500, 400)})
     for (const Index d : {1, 2, 3, 16, 17, 130}) {
       if (n * d > 100000) continue;
       CAPTURE(n, d);
@@ -201,7 +203,7 @@ TEMPLATE_LIST_TEST_CASE("exact_search: a query finds the same bits alone, in any
   const std::uint64_t seed = 4;
   CAPTURE(seed);
   Rng rng(seed);
-  const Index n = 2100, d = 7, k = 12;
+  const Index n = support::trials<Index>(2100, 300), d = 7, k = 12;
   const auto candidates = Problem<TestType>::points(n, d, rng), queries = Problem<TestType>::points(257, d, rng);
   const ExactSearch exact(Problem<TestType>::score(), candidates);
   Workspace workspace;

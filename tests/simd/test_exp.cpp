@@ -2,6 +2,7 @@
 #include <ruvector/simd/math.hpp>
 
 #include "support/catch.hpp"
+#include "support/trials.hpp"
 
 #include <algorithm>
 #include <atomic>
@@ -9,7 +10,6 @@
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
-#include <cstdlib>
 #include <limits>
 #include <span>
 #include <thread>
@@ -28,7 +28,7 @@ constexpr bool slow_build = true;  // ten to fifty times slower
 #else
 constexpr bool slow_build = false;
 #endif
-const std::uint64_t stride = slow_build || std::getenv("RUVECTOR_QUICK_TESTS") != nullptr ? 257 : 1;
+const std::uint64_t stride = slow_build ? 257 : support::trials(1, 257);
 constexpr std::uint64_t patterns = std::uint64_t(1) << 32;
 constexpr std::uint64_t block = std::uint64_t(1) << 14;
 

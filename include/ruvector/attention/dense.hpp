@@ -17,64 +17,33 @@
 
 namespace ruvector::inline RUVECTOR_ABI::attention {
 
-/// Attention as it is written: logits, softmax, mean, one tile of queries after the other.
-///
-///     L = score(Q, K) [m×n] + bias, −∞ where masked;  P = softmax(L);  O = P V                   (Vaswani 2017, eq. 1)
-///
-/// Has the weights [m×n] at hand, which is what it is for, with small neighbourhoods; `Tiled` is the same function
-/// without ever holding a row of weights. Memory beyond inputs and outputs O(24 n + n d).
-template <Score S, Mean M = WeightedSum<ScalarOf<S>>>
-class Dense : public SoftmaxAttention<S, M> {
-  using Base = SoftmaxAttention<S, M>;
+namespace detail {
 
- public:
-  using T = ScalarOf<S>;  ///< what it computes in
-  using Base::Base;
-  using typename Base::Prepared;
-  using typename Base::Saved;
-
-  /// Writes what is wanted of `out`. O(m n (d + v)). Throws ShapeError and ConfigError before anything is written.
-  template <Storage Stored = T>
-  void forward(const AttentionInput<T, Stored>& in, const AttentionOutput<T>& out, Workspace& ws) const {
-    run(in, out, nullptr, nullptr, ws);
-  }
-
-  /// The same in training: drops weights, and keeps in `saved` what `backward` needs, m (v + 2) numbers.
-  template <Storage Stored = T>
-  void forward(const AttentionInput<T, Stored>& in, const AttentionOutput<T>& out, Saved& saved, Workspace& ws) const {
-    saved.resize(in.query.rows(), in.value.cols(), M::Bound::has_mass);
-    const detail::Dropout<T> dropped = this->draw(saved);
-    run(in, out, &saved, dropped.probability > 0 ? &dropped : nullptr, ws);
-  }
-
-  /// Over prepared keys; see PreparedAttention.
-  void forward(const PreparedInput<T>& in, const Prepared& prepared, const AttentionOutput<T>& out,
-               Workspace& ws) const {
-    forward(Base::with_keys(in, prepared), out, ws);
-  }
-
- private:
+/// The forward pass of `Dense`.
+template <Score S, Mean M>
+class DenseForward {
+  using T = ScalarOf<S>;
   using B = simd::Batch<T>;
 
+ public:
   template <Storage Stored>
-  void run(const AttentionInput<T, Stored>& in, const AttentionOutput<T>& out, Saved* saved,
-           const detail::Dropout<T>* dropped, Workspace& ws) const {
+  static void run(const S& score, const M& mean, const AttentionInput<T, Stored>& in, const AttentionOutput<T>& out,
+                  SavedSoftmax<T>* saved, const Dropout<T>* dropped, Workspace& ws) {
     check_input(in);
-    check_output(in, out, this->output_dim(in.value.cols()));
+    check_output(in, out, in.value.cols());
     const Index m = in.query.rows(), n = in.key.rows();
     auto frame = ws.frame();
-    const detail::Logits<S, Stored> logits(this->score, in, 0, m, frame);
-    const detail::Values<M, Stored> values(this->mean, in, frame, n);
+    const Logits<S, Stored> logits(score, in, 0, m, frame);
+    const Values<M, Stored> values(mean, in, frame, n);
     const MatrixView<const T> lifted = values.rows(0, n);
-    const Index tiles = (n + detail::tile_keys - 1) / detail::tile_keys;
+    const Index tiles = (n + tile_keys - 1) / tile_keys;
     const std::span<T> packed = frame.template span<T>(tiles * logits.packed_size());
     for (Index t = 0; t < tiles; ++t)
-      logits.pack(t * detail::tile_keys, std::min(detail::tile_keys, n - t * detail::tile_keys),
-                  packed.data() + t * logits.packed_size());
-    const MatrixView<T> weights = frame.template matrix<T>(detail::tile_rows, tiles * detail::tile_keys);
-    const MatrixView<T> value = frame.template matrix<T>(detail::tile_rows, in.value.cols());
-    for (Index i = 0; i < m; i += detail::tile_rows) {
-      const Index rows = std::min(detail::tile_rows, m - i);
+      logits.pack(t * tile_keys, std::min(tile_keys, n - t * tile_keys), packed.data() + t * logits.packed_size());
+    const MatrixView<T> weights = frame.template matrix<T>(tile_rows, tiles * tile_keys);
+    const MatrixView<T> value = frame.template matrix<T>(tile_rows, in.value.cols());
+    for (Index i = 0; i < m; i += tile_rows) {
+      const Index rows = std::min(tile_rows, m - i);
       write_logits(in, logits, i, packed.data(), weights.rows(0, rows), ws);
       for (Index r = 0; r < rows; ++r) {
         const Softmax softmax = normalize(weights.row(r));
@@ -93,37 +62,37 @@ class Dense : public SoftmaxAttention<S, M> {
     }
   }
 
+ private:
   template <Storage Stored>
-  void write_logits(const AttentionInput<T, Stored>& in, const detail::Logits<S, Stored>& logits, Index first,
-                    const T* packed, MatrixView<T> weights, Workspace& ws) const {
+  static void write_logits(const AttentionInput<T, Stored>& in, const Logits<S, Stored>& logits, Index first,
+                           const T* packed, MatrixView<T> weights, Workspace& ws) {
     auto frame = ws.frame();
     const Index m = in.query.rows(), n = in.key.rows(), rows = weights.rows();
-    const MatrixView<T> dots = frame.template matrix<T>(rows, detail::Logits<S, Stored>::tile_dots);
-    const detail::VisibleTile tile(in.mask, first, first + rows, m, n);
-    for (Index j = 0; j < n; j += detail::tile_keys, packed += logits.packed_size()) {
+    const MatrixView<T> dots = frame.template matrix<T>(rows, Logits<S, Stored>::tile_dots);
+    const VisibleTile tile(in.mask, first, first + rows, m, n);
+    for (Index j = 0; j < n; j += tile_keys, packed += logits.packed_size()) {
       const bool covered = logits.covered(tile, j);
       logits.multiply(first, packed, dots);
       for (Index r = 0; r < rows; ++r) {
-        B x[detail::tile_vectors<T>];
+        B x[tile_vectors<T>];
         logits(first + r, j, dots.row(r).data(), packed, covered, x);
-        detail::store_tile<T>(x, j, weights.row(r));
+        store_tile<T>(x, j, weights.row(r));
       }
     }
   }
 
   template <Storage Stored>
-  static void add_values(const AttentionInput<T, Stored>& in, const detail::Logits<S, Stored>& logits, Index first,
+  static void add_values(const AttentionInput<T, Stored>& in, const Logits<S, Stored>& logits, Index first,
                          MatrixView<const T> weights, MatrixView<const T> lifted, MatrixView<T> value) {
-    for (Index j = 0; j < in.key.rows(); j += detail::tile_keys) {
-      const Index keys = std::min(detail::tile_keys, in.key.rows() - j);
-      detail::add_seen_products<T>({weights.data() + j, weights.stride(), 1}, lifted.rows(j, keys), value,
-                                   in.mask.empty(),
-                                   [&](Index r, Index key) { return logits.sees(first + r, j + key); });
+    for (Index j = 0; j < in.key.rows(); j += tile_keys) {
+      const Index keys = std::min(tile_keys, in.key.rows() - j);
+      add_seen_products<T>({weights.data() + j, weights.stride(), 1}, lifted.rows(j, keys), value, in.mask.empty(),
+                           [&](Index r, Index key) { return logits.sees(first + r, j + key); });
     }
   }
 
   template <Storage Stored>
-  static void write(const detail::Values<M, Stored>& values, const AttentionOutput<T>& out, Saved* saved, Index i,
+  static void write(const Values<M, Stored>& values, const AttentionOutput<T>& out, SavedSoftmax<T>* saved, Index i,
                     std::span<const T> weights, std::span<const T> value) {
     T mass = 0;
     if constexpr (M::Bound::has_mass)
@@ -143,11 +112,11 @@ class Dense : public SoftmaxAttention<S, M> {
     std::ranges::copy(value, out.value.row(i).begin());
   }
 
-  static void drop(const detail::Dropout<T>& dropped, Index i, std::span<T> weights) {
-    T factor[detail::tile_keys];
-    for (std::size_t j = 0; j < weights.size(); j += std::size_t(detail::tile_keys)) {
+  static void drop(const Dropout<T>& dropped, Index i, std::span<T> weights) {
+    T factor[tile_keys];
+    for (std::size_t j = 0; j < weights.size(); j += std::size_t(tile_keys)) {
       dropped.factors(i, Index(j), factor);
-      for (std::size_t k = 0; k < std::size_t(detail::tile_keys); ++k) weights[j + k] *= factor[k];
+      for (std::size_t k = 0; k < std::size_t(tile_keys); ++k) weights[j + k] *= factor[k];
     }
   }
 
@@ -179,6 +148,20 @@ class Dense : public SoftmaxAttention<S, M> {
     for (std::size_t j = 0; j < x.size(); j += width) simd::store(x.data() + j, simd::load(x.data() + j) * inverse);
     return {mu, total};
   }
+};
+
+}  // namespace detail
+
+/// Attention as it is written: logits, softmax, mean, one tile of queries after the other.
+///
+///     L = score(Q, K) [m×n] + bias, −∞ where masked;  P = softmax(L);  O = P V                   (Vaswani 2017, eq. 1)
+///
+/// Has the weights [m×n] at hand, which is what it is for, with small neighbourhoods; `Tiled` is the same function
+/// without ever holding a row of weights. Memory beyond inputs and outputs O(24 n + n d).
+template <Score S, Mean M = WeightedSum<ScalarOf<S>>>
+class Dense : public SoftmaxAttention<S, M, detail::DenseForward<S, M>> {
+ public:
+  using SoftmaxAttention<S, M, detail::DenseForward<S, M>>::SoftmaxAttention;
 };
 
 }  // namespace ruvector::inline RUVECTOR_ABI::attention

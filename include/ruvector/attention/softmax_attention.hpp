@@ -18,8 +18,9 @@ namespace ruvector::inline RUVECTOR_ABI::attention {
 ///
 ///     out_i = project(Σ_j P_ij lift(v_j)),   P = softmax over visible j of (score(q_i, k_j) + bias_ij)
 ///
-/// `Engine` is `Dense` or `Tiled`.
-template <Score S, Mean M>
+/// `Engine::run(score, mean, in, out, saved, dropped, ws)` is the forward pass, with weights at hand (`Dense`) or tile
+/// by tile (`Tiled`); there is one backward pass.
+template <Score S, Mean M, class Engine>
 class SoftmaxAttention {
  public:
   using Scalar = ScalarOf<S>;  ///< what it computes in
@@ -47,6 +48,29 @@ class SoftmaxAttention {
 
   /// Columns of the output for values of this width.
   [[nodiscard]] Index output_dim(Index value_dim) const { return value_dim; }
+
+  /// Writes what is wanted of `out`. O(m n (d + v)); weights cost `Tiled` another m n d. Throws ShapeError and
+  /// ConfigError before anything is written.
+  template <Storage Stored = T>
+  void forward(const AttentionInput<T, Stored>& in, const AttentionOutput<T>& out, Workspace& ws) const {
+    Engine::template run<Stored>(score, mean, in, out, nullptr, nullptr, ws);
+  }
+
+  /// The same in training: drops weights, and keeps in `saved` what `backward` needs, m (v + 2) numbers.
+  template <Storage Stored = T>
+  void forward(const AttentionInput<T, Stored>& in, const AttentionOutput<T>& out, Saved& saved, Workspace& ws) const {
+    saved.resize(in.query.rows(), in.value.cols(), M::Bound::has_mass);
+    if (dropout > 0) saved.dropout = saved.rng.bits();
+    const detail::Dropout<T> dropped{saved.dropout, dropout};
+    Engine::template run<Stored>(score, mean, in, out, &saved, dropout > 0 ? &dropped : nullptr, ws);
+  }
+
+  /// Over prepared keys; see PreparedAttention.
+  void forward(const PreparedInput<T>& in, const Prepared& prepared, const AttentionOutput<T>& out,
+               Workspace& ws) const {
+    forward({.query = in.query, .key = prepared.key(), .value = prepared.value(), .mask = in.mask, .bias = in.bias},
+            out, ws);
+  }
 
   /// Adds the gradients by query, key, value and bias to `d_in`, those by the parameters of score and mean to `grad`.
   /// Recomputes the weights tile by tile: 5 products of m×n×d. Throws ShapeError before anything is added.
@@ -91,18 +115,6 @@ class SoftmaxAttention {
   static void parameters(Visit&& visit, Self&... self) {
     visit("score", self.score...);
     visit("mean", self.mean...);
-  }
-
- protected:
-  /// Queries and prepared keys as one input.
-  [[nodiscard]] static AttentionInput<T> with_keys(const PreparedInput<T>& in, const Prepared& prepared) {
-    return {.query = in.query, .key = prepared.key(), .value = prepared.value(), .mask = in.mask, .bias = in.bias};
-  }
-
-  /// The number drawn for a training pass, if weights are dropped.
-  [[nodiscard]] detail::Dropout<T> draw(Saved& saved) const {
-    if (dropout > 0) saved.dropout = saved.rng.bits();
-    return {saved.dropout, dropout};
   }
 };
 

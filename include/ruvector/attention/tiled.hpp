@@ -39,17 +39,23 @@ class BlockForward {
         logits_(score, in, first, rows, frame),
         values_(mean, in, frame),
         packed_(frame.template span<T>(logits_.packed_size())),
-        dots_(frame.template matrix<T>(rows, decltype(logits_)::tile_dots)) {}
+        dots_(frame.template matrix<T>(rows, streams(rows) ? stream_keys : L::tile_dots)) {}
 
   [[nodiscard]] const Logits<Score, S>& logits() const { return logits_; }
   [[nodiscard]] const Values<Mean, S>& values() const { return values_; }
 
   void add(Index begin, Index end, const BlockState<T>& state) const {
     const VisibleTile block(in_.mask, first_, first_ + rows_, in_.query.rows(), in_.key.rows());
-    for (Index j = begin; j < end; j += tile_keys) {
+    Index j = begin;
+    if constexpr (can_stream) {
+      const Index whole = streams(rows_) ? begin + (end - begin) / tile_keys * tile_keys : begin;
+      for (; j < whole; j = std::min(j + stream_keys, whole))
+        add_streamed(block, j, std::min(j + stream_keys, whole), state);
+    }
+    for (; j < end; j += tile_keys) {
       const Index keys = std::min(tile_keys, end - j);
       if (block.misses(j, j + keys)) continue;
-      if (!streams(keys)) logits_.pack(j, keys, packed_.data());
+      logits_.pack(j, keys, packed_.data());
       add_tile(j, keys, state);
     }
   }
@@ -61,16 +67,11 @@ class BlockForward {
     const MatrixView<const T> values = values_.rows(begin, keys);
     for_each_run(logits_, in_, first_, rows_, begin, keys, [&](Index r, Index rows, bool covered) {
       if (!covered) return add_edge(r, rows, begin, values, state);
-      const Index i = first_ + r;
-      const MatrixView<T> dots = dots_.rows(0, rows);
-      multiply(i, begin, keys, dots);
-      weigh_rows(logits_, i, rows, begin, true, dots, packed_.data(), values_.masses(), state, r, dropout_);
-      const simd::detail::LeftFactor<T> weights{dots.data(), dots.stride(), 1};
-      const MatrixView<T> value = state.value.rows(r, rows);
-      if (streams(keys))
-        simd::detail::product_once<T>(weights, values, value, simd::Product::accumulate);
-      else
-        simd::detail::product_in_place<T>(weights, values, value, simd::Product::accumulate);
+      const MatrixView<T> dots = dots_.rows(0, rows).cols(0, L::tile_dots);
+      logits_.multiply(first_ + r, packed_.data(), dots);
+      weigh_rows(logits_, first_ + r, rows, begin, true, dots, packed_.data(), values_.masses(), state, r, dropout_);
+      simd::detail::product_in_place<T>({dots.data(), dots.stride(), 1}, values, state.value.rows(r, rows),
+                                        simd::Product::accumulate);
     });
   }
 
@@ -79,7 +80,7 @@ class BlockForward {
   [[gnu::noinline]] void add_edge(Index r, Index rows, Index begin, MatrixView<const T> values,
                                   const BlockState<T>& state) const {
     const Index m = in_.query.rows(), n = in_.key.rows(), keys = values.rows();
-    const MatrixView<T> dots = dots_.rows(0, rows);
+    const MatrixView<T> dots = dots_.rows(0, rows).cols(0, L::tile_dots);
     const auto for_each_part = [&](auto&& part) {
       for (Index k = 0; k < rows; k += edge_rows) {
         const Index count = std::min(edge_rows, rows - k), i = first_ + r + k;
@@ -88,10 +89,7 @@ class BlockForward {
       }
     };
     for_each_part([&](Index k, Index count, Index from, Index to) {
-      if (streams(keys))
-        multiply(first_ + r + k, begin, keys, dots.rows(k, count));
-      else
-        logits_.multiply(first_ + r + k, packed_.data(), dots.rows(k, count), from, to);
+      logits_.multiply(first_ + r + k, packed_.data(), dots.rows(k, count), from, to);
     });
     weigh_rows(logits_, first_ + r, rows, begin, false, dots, packed_.data(), values_.masses(), state, r, dropout_);
     const bool finite = all_finite(values);
@@ -102,30 +100,43 @@ class BlockForward {
     });
   }
 
-  // Few queries: keys and values come straight from memory. Packed, keys would be written and read again: 60 % of the
-  // bandwidth, not 85.
-  [[nodiscard]] bool streams(Index keys) const {
-    return can_stream && rows_ <= simd::detail::few_rows && keys == tile_keys;
+  // Whole tiles of keys under few queries: a long stretch of keys and then of values, each once and straight from
+  // memory. Packed, they would be written and read again: 60 % of the bandwidth; keys and values by turns, tile by
+  // tile: 78; so: 87.
+  void add_streamed(const VisibleTile& block, Index begin, Index end, const BlockState<T>& state) const {
+    const auto for_each_tile = [&](auto&& tile) {
+      for (Index j = begin; j < end; j += tile_keys)
+        if (!block.misses(j, j + tile_keys)) tile(j, dots_.cols(j - begin, tile_keys));
+    };
+    for_each_tile([&](Index j, MatrixView<T> dots) {
+      simd::detail::product_once_transposed<T>(in_.query.rows(first_, rows_), in_.key.rows(j, tile_keys), dots);
+    });
+    for_each_tile([&](Index j, MatrixView<T> dots) {
+      const bool covered = block.covers(j, j + tile_keys);
+      const MatrixView<const T> values = values_.rows(j, tile_keys);
+      weigh_rows(logits_, first_, rows_, j, covered, dots, packed_.data(), values_.masses(), state, 0, dropout_);
+      const simd::detail::LeftFactor<T> weights{dots.data(), dots.stride(), 1};
+      if (covered)
+        simd::detail::product_once<T>(weights, values, state.value, simd::Product::accumulate);
+      else
+        add_seen_products<T>(weights, values, state.value, false,
+                             [&](Index row, Index key) { return logits_.sees(first_ + row, j + key); });
+    });
   }
 
-  void multiply(Index i, Index begin, Index keys, MatrixView<T> dots) const {
-    if constexpr (can_stream)
-      if (streams(keys)) {
-        const MatrixView<const T> query = in_.query.rows(i, dots.rows());
-        return simd::detail::product_once_transposed<T>(query, in_.key.rows(begin, keys), dots);
-      }
-    logits_.multiply(i, packed_.data(), dots);
-  }
-
-  /// Rows that are multiplied together by the keys that one of them sees.
+  using L = Logits<Score, S>;
+  // Rows that are multiplied together by the keys that one of them sees.
   static constexpr Index edge_rows = simd::detail::product_rows;
+  // Keys that pass by before their values.
+  static constexpr Index stream_keys = 16 * tile_keys;
   static constexpr bool can_stream =
       Score::Bound::products == 1 && Score::Bound::key_scalars == 0 && std::same_as<S, T> && !Values<Mean, S>::copies;
+  [[nodiscard]] static bool streams(Index rows) { return can_stream && rows <= simd::detail::few_rows; }
 
   const AttentionInput<T, S>& in_;
   Index first_, rows_;
   const Dropout<T>* dropout_;
-  Logits<Score, S> logits_;
+  L logits_;
   Values<Mean, S> values_;
   std::span<T> packed_;
   MatrixView<T> dots_;
@@ -165,6 +176,61 @@ void write_block(const typename Mean::Bound& mean, const BlockState<T>& state, I
   }
 }
 
+/// The forward pass of `Tiled`.
+template <Score S, Mean M>
+class TiledForward {
+  using T = ScalarOf<S>;
+  using State = BlockState<T>;
+
+ public:
+  template <Storage Stored>
+  static void run(const S& score, const M& mean, const AttentionInput<T, Stored>& in, const AttentionOutput<T>& out,
+                  SavedSoftmax<T>* saved, const Dropout<T>* dropped, Workspace& ws) {
+    check_input(in);
+    check_output(in, out, in.value.cols());
+    const Index most = block_rows(in.key.rows());
+    for (Index i = 0; i < in.query.rows(); i += most)
+      run_block(score, mean, in, out, i, std::min(most, in.query.rows() - i), saved, dropped, ws);
+  }
+
+ private:
+  template <Storage Stored>
+  static void run_block(const S& score, const M& mean, const AttentionInput<T, Stored>& in,
+                        const AttentionOutput<T>& out, Index first, Index rows, SavedSoftmax<T>* saved,
+                        const Dropout<T>* dropped, Workspace& ws) {
+    auto frame = ws.frame();
+    const BlockForward<S, M, Stored> block(score, mean, in, first, rows, dropped, frame);
+    const BlockMonoid<T> monoid{frame, rows, in.value.cols(), M::Bound::has_mass};
+    State total;
+    if (in.key.rows() <= key_leaf) {  // one leaf is its own sum
+      monoid.clear(total);
+      block.add(0, in.key.rows(), total);
+    } else {
+      std::array<OrderedSumSlot<State>, 132> slots{};  // enough for 2^63 keys
+      OrderedSum<State, BlockMonoid<T>, std::span<OrderedSumSlot<State>>> sum(monoid, key_leaf, slots);
+      sum.add(0, in.key.rows(), [&](State& state, Index begin, Index end) { block.add(begin, end, state); });
+      sum.total(total);
+    }
+    write_block<M>(block.values().bound(), total, first, rows, out, saved, frame.template span<T>(in.value.cols()));
+    if (out.weights.data() != nullptr) write_weights(in, out.weights, block.logits(), total, first, rows, frame);
+  }
+
+  // A second pass: the sums must be known.
+  template <Storage Stored>
+  static void write_weights(const AttentionInput<T, Stored>& in, MatrixView<T> weights, const Logits<S, Stored>& logits,
+                            const State& state, Index first, Index rows, Workspace::Frame& frame) {
+    for_each_row_of_tiles(logits, in, first, rows, frame,
+                          [&](Index i, Index begin, const T* dots, const T* packed, bool covered) {
+                            simd::Batch<T> x[tile_vectors<T>];
+                            const T sum = simd::reduce_add(simd::load(state.sum_row(i - first)));
+                            const simd::Batch<T> inverse(sum == 0 ? T(0) : T(1) / sum);
+                            weigh_tile(logits, i, begin, dots, packed, covered, state.mu(i - first), x);
+                            for (auto& weight : x) weight = weight * inverse;
+                            store_tile<T>(x, begin, weights.row(i));
+                          });
+  }
+};
+
 }  // namespace detail
 
 /// Attention by online softmax over tiles of 64 keys (Milakov & Gimelshein 2018; Dao 2022): the m×n weights are never
@@ -174,29 +240,10 @@ void write_block(const typename Mean::Bound& mean, const BlockState<T>& state, I
 /// A row depends on that row alone, bit for bit: its keys are taken in tiles and leaves of 4096 by absolute index,
 /// whatever rows stand beside it.
 template <Score S, Mean M = WeightedSum<ScalarOf<S>>>
-class Tiled : public SoftmaxAttention<S, M> {
-  using Base = SoftmaxAttention<S, M>;
-
+class Tiled : public SoftmaxAttention<S, M, detail::TiledForward<S, M>> {
  public:
   using T = ScalarOf<S>;  ///< what it computes in
-  using Base::Base;
-  using typename Base::Prepared;
-  using typename Base::Saved;
-
-  /// Writes what is wanted of `out`. O(m n (d + v)); weights cost another m n d. Throws ShapeError and ConfigError
-  /// before anything is written.
-  template <Storage Stored = T>
-  void forward(const AttentionInput<T, Stored>& in, const AttentionOutput<T>& out, Workspace& ws) const {
-    run(in, out, nullptr, nullptr, ws);
-  }
-
-  /// The same in training: drops weights, and keeps in `saved` what `backward` needs, m (v + 2) numbers.
-  template <Storage Stored = T>
-  void forward(const AttentionInput<T, Stored>& in, const AttentionOutput<T>& out, Saved& saved, Workspace& ws) const {
-    saved.resize(in.query.rows(), in.value.cols(), M::Bound::has_mass);
-    const detail::Dropout<T> dropped = this->draw(saved);
-    run(in, out, &saved, dropped.probability > 0 ? &dropped : nullptr, ws);
-  }
+  using SoftmaxAttention<S, M, detail::TiledForward<S, M>>::SoftmaxAttention;
 
   /// Adds keys first_key … of a larger set to the state of these queries: `in.key_rows(first, count)` of the whole, for
   /// instance. In the end `finish` gives what `forward` over all keys gives, bit for bit, whatever the shards and the
@@ -234,63 +281,7 @@ class Tiled : public SoftmaxAttention<S, M> {
     if (out.weights.data() != nullptr) throw_config_error("attention: weights of a state", "not wanted", 1);
     auto frame = ws.frame();
     detail::write_block<M>(this->mean.bind(state.value_dim()), state.total(), 0, state.queries(), out,
-                           static_cast<Saved*>(nullptr), frame.template span<T>(state.value_dim()));
-  }
-
-  /// Over prepared keys; see PreparedAttention.
-  void forward(const PreparedInput<T>& in, const Prepared& prepared, const AttentionOutput<T>& out,
-               Workspace& ws) const {
-    forward(Base::with_keys(in, prepared), out, ws);
-  }
-
- private:
-  using State = detail::BlockState<T>;
-
-  template <Storage Stored>
-  void run(const AttentionInput<T, Stored>& in, const AttentionOutput<T>& out, Saved* saved,
-           const detail::Dropout<T>* dropped, Workspace& ws) const {
-    check_input(in);
-    check_output(in, out, this->output_dim(in.value.cols()));
-    const Index most = detail::block_rows(in.key.rows());
-    for (Index i = 0; i < in.query.rows(); i += most)
-      run_block(in, out, i, std::min(most, in.query.rows() - i), saved, dropped, ws);
-  }
-
-  template <Storage Stored>
-  void run_block(const AttentionInput<T, Stored>& in, const AttentionOutput<T>& out, Index first, Index rows,
-                 Saved* saved, const detail::Dropout<T>* dropped, Workspace& ws) const {
-    auto frame = ws.frame();
-    const detail::BlockForward<S, M, Stored> block(this->score, this->mean, in, first, rows, dropped, frame);
-    const detail::BlockMonoid<T> monoid{frame, rows, in.value.cols(), M::Bound::has_mass};
-    State total;
-    if (in.key.rows() <= key_leaf) {  // one leaf is its own sum
-      monoid.clear(total);
-      block.add(0, in.key.rows(), total);
-    } else {
-      std::array<OrderedSumSlot<State>, 132> slots{};  // enough for 2^63 keys
-      OrderedSum<State, detail::BlockMonoid<T>, std::span<OrderedSumSlot<State>>> sum(monoid, key_leaf, slots);
-      sum.add(0, in.key.rows(), [&](State& state, Index begin, Index end) { block.add(begin, end, state); });
-      sum.total(total);
-    }
-    detail::write_block<M>(block.values().bound(), total, first, rows, out, saved,
-                           frame.template span<T>(in.value.cols()));
-    if (out.weights.data() != nullptr) write_weights(in, out.weights, block.logits(), total, first, rows, frame);
-  }
-
-  // A second pass: the sums must be known.
-  template <Storage Stored>
-  static void write_weights(const AttentionInput<T, Stored>& in, MatrixView<T> weights,
-                            const detail::Logits<S, Stored>& logits, const State& state, Index first, Index rows,
-                            Workspace::Frame& frame) {
-    detail::for_each_row_of_tiles(logits, in, first, rows, frame,
-                                  [&](Index i, Index begin, const T* dots, const T* packed, bool covered) {
-                                    simd::Batch<T> x[detail::tile_vectors<T>];
-                                    const T sum = simd::reduce_add(simd::load(state.sum_row(i - first)));
-                                    const simd::Batch<T> inverse(sum == 0 ? T(0) : T(1) / sum);
-                                    detail::weigh_tile(logits, i, begin, dots, packed, covered, state.mu(i - first), x);
-                                    for (auto& weight : x) weight = weight * inverse;
-                                    detail::store_tile<T>(x, begin, weights.row(i));
-                                  });
+                           static_cast<detail::SavedSoftmax<T>*>(nullptr), frame.template span<T>(state.value_dim()));
   }
 };
 

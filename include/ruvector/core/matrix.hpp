@@ -2,6 +2,7 @@
 #pragma once
 
 #include "ruvector/core/error.hpp"
+#include "ruvector/core/huge_pages.hpp"
 #include "ruvector/core/view.hpp"
 
 #include <algorithm>
@@ -28,7 +29,9 @@ template <class T>
   static_assert(std::is_trivially_copyable_v<T> && std::is_trivially_destructible_v<T>);
   if (n == 0) return nullptr;
   const auto bytes = static_cast<std::size_t>(checked_size("aligned_array", n, 1, Index(sizeof(T)))) * sizeof(T);
-  return std::unique_ptr<T[], AlignedDelete>(static_cast<T*>(::operator new (bytes, std::align_val_t{cache_line})));
+  void* block = ::operator new (bytes, std::align_val_t{cache_line});
+  advise_huge_pages(block, bytes);
+  return std::unique_ptr<T[], AlignedDelete>(static_cast<T*>(block));
 }
 
 }  // namespace detail

@@ -200,14 +200,15 @@ void product_in_place(LeftFactor<T> a, MatrixView<const T> b, MatrixView<T> c, P
 /// Most rows of a for which b, read once, costs less as it lies than packed.
 inline constexpr Index few_rows = 4;
 
-/// c (+)= a b for few rows of a, where b comes from memory.
+/// c (+)= a b for few rows of a, where b comes from memory: for one row wide panels, which pass by in longer pieces.
 template <int rows, Real T>
 void product_once_of(LeftFactor<T> a, MatrixView<const T> b, MatrixView<T> c, Product mode) {
-  constexpr Index width = product_width<T>;
+  constexpr int vectors = (rows == 1 ? 2 : 1) * product_vectors;
+  constexpr Index width = vectors * lanes<T>;
   Index j = 0;
   for (; j + width <= c.cols(); j += width)
-    product_block<rows, product_vectors, Edge::none, Reads::once, T>(a.data, a.row, a.step, b.data() + j, b.stride(),
-                                                                     b.rows(), c.data() + j, c.stride(), width, mode);
+    product_block<rows, vectors, Edge::none, Reads::once, T>(a.data, a.row, a.step, b.data() + j, b.stride(), b.rows(),
+                                                             c.data() + j, c.stride(), width, mode);
   if (j < c.cols()) product_in_place<T>(a, b.cols(j, b.cols() - j), c.cols(j, c.cols() - j), mode);
 }
 
@@ -325,6 +326,19 @@ void product(LeftFactor<T> a, Index depth, MatrixView<T> c, Product mode, Worksp
   }
 }
 
+/// product() for a right factor of rows in memory. One that is a single panel wide needs no packing.
+template <Real T>
+void product_of_rows(LeftFactor<T> a, MatrixView<const T> b, MatrixView<T> c, Product mode, Workspace& workspace) {
+  if (c.cols() > product_width<T> || b.rows() == 0)
+    return product<T>(a, b.rows(), c, mode, workspace,
+                      [&](Index p, Index steps, Index j, Index cols, Index width, T* panel) {
+                        pack_panel<T>(b, p, steps, j, cols, width, panel);
+                      });
+  for (Index p = 0; p < b.rows(); p += product_depth<T>)
+    product_in_place<T>({a.data + p * a.step, a.row, a.step}, b.rows(p, std::min(product_depth<T>, b.rows() - p)), c,
+                        p == 0 ? mode : Product::accumulate);
+}
+
 }  // namespace detail
 
 /// c = a b: [m×k] [k×n] → [m×n], O(m n k). Throws ShapeError where sizes differ.
@@ -334,10 +348,7 @@ void gemm(std::type_identity_t<MatrixView<const T>> a, std::type_identity_t<Matr
   check_shape("gemm: rows of a", c.rows(), a.rows());
   check_shape("gemm: rows of b", a.cols(), b.rows());
   check_shape("gemm: columns of b", c.cols(), b.cols());
-  detail::product<T>({a.data(), a.stride(), 1}, a.cols(), c, mode, workspace,
-                     [&](Index p, Index steps, Index j, Index cols, Index width, T* panel) {
-                       detail::pack_panel<T>(b, p, steps, j, cols, width, panel);
-                     });
+  detail::product_of_rows<T>({a.data(), a.stride(), 1}, b, c, mode, workspace);
 }
 
 /// c = a bᵀ: [m×k] [n×k] → [m×n], O(m n k). Scores of queries against keys, a linear layer. Throws ShapeError where
@@ -361,10 +372,7 @@ void gemm_left_transposed(std::type_identity_t<MatrixView<const T>> a, std::type
   check_shape("gemm_left_transposed: columns of a", c.rows(), a.cols());
   check_shape("gemm_left_transposed: rows of b", a.rows(), b.rows());
   check_shape("gemm_left_transposed: columns of b", c.cols(), b.cols());
-  detail::product<T>({a.data(), 1, a.stride()}, a.rows(), c, mode, workspace,
-                     [&](Index p, Index steps, Index j, Index cols, Index width, T* panel) {
-                       detail::pack_panel<T>(b, p, steps, j, cols, width, panel);
-                     });
+  detail::product_of_rows<T>({a.data(), 1, a.stride()}, b, c, mode, workspace);
 }
 
 }  // namespace ruvector::inline RUVECTOR_ABI::simd
