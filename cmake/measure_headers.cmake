@@ -2,12 +2,16 @@
 #
 # cmake -D COMPILER=<c++> -D INCLUDES=<options> -D WORK=<dir> -P measure_headers.cmake
 #
-# Prints how long a file takes to compile that includes one public header and nothing else, slowest first.
+# Prints how long a file takes to compile that includes one public header and nothing else, slowest first. Of those whose
+# path matches the regular expression in the environment variable RUVECTOR_HEADERS, if that is set.
 
 cmake_minimum_required(VERSION 3.24)
 
 cmake_path(SET include_dir NORMALIZE "${CMAKE_CURRENT_LIST_DIR}/../include")
 file(GLOB_RECURSE headers RELATIVE "${include_dir}" "${include_dir}/*.hpp")
+if(DEFINED ENV{RUVECTOR_HEADERS})
+  list(FILTER headers INCLUDE REGEX "$ENV{RUVECTOR_HEADERS}")
+endif()
 file(MAKE_DIRECTORY "${WORK}")
 set(rows)
 foreach(header IN LISTS headers)
