@@ -34,7 +34,8 @@ struct GraphEdges {
 /// about particular nodes, so they work on graphs they have not seen. Const, reentrant; row i of y depends on row i of
 /// x, its edges and their targets alone, bit for bit, for any executor.
 ///
-/// The caller owns `Saved`, reuses it, and seeds `saved.rng`. Backward works in it, too: one call at a time.
+/// The caller owns `Saved`, reuses it for the same layer, and seeds `saved.rng`. Backward works in it, too: one call at
+/// a time.
 template <class L>
 concept GraphLayer = Module<L> && Real<ScalarOf<L>> &&
     requires(const L& layer, graph::CsrView<std::int32_t> graph, MatrixView<const ScalarOf<L>> x,

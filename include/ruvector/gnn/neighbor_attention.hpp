@@ -149,7 +149,6 @@ struct NeighborHeads {
   [[nodiscard]] Index key_dim() const { return key.cols() / groups; }
   [[nodiscard]] Index value_dim() const { return value.cols() / groups; }
   [[nodiscard]] Index output_dim() const { return heads.front().output_dim(value_dim()); }
-  [[nodiscard]] Index edges() const { return query.rows() == 0 ? 0 : graph.offsets()[std::size_t(query.rows())]; }
   [[nodiscard]] std::span<const T> features_of(Index e) const { return features.row(graph.edge_id(e)); }
 
   // w_h·e [heads×neighbours], or nothing.
