@@ -128,7 +128,7 @@ class BlockForward {
   // Rows that are multiplied together by the keys that one of them sees.
   static constexpr Index edge_rows = simd::detail::product_rows;
   // Keys that pass by before their values.
-  static constexpr Index stream_keys = 16 * tile_keys;
+  static constexpr Index stream_keys = key_leaf;
   static constexpr bool can_stream =
       Score::Bound::products == 1 && Score::Bound::key_scalars == 0 && std::same_as<S, T> && !Values<Mean, S>::copies;
   [[nodiscard]] static bool streams(Index rows) { return can_stream && rows <= simd::detail::few_rows; }
