@@ -148,7 +148,7 @@ class CheckpointDifference {
     if (Index(file.tensors.size()) > found_)
       for (const SafetensorsTensor& tensor : file.tensors)
         if (!is_expected(tensor.name)) add("'" + tensor.name + "' is not expected");
-    if (problems_ > most_) text_ += "; and " + std::to_string(problems_ - most_) + " more";
+    if (problems_ > most_listed) text_ += "; and " + std::to_string(problems_ - most_listed) + " more";
     if (problems_ > 0)
       throw_format_error(source, "expected " + std::to_string(expected_) + " tensors, got " +
                                      std::to_string(file.tensors.size()) + ": " + text_);
@@ -156,10 +156,10 @@ class CheckpointDifference {
 
  private:
   void add(const std::string& problem) {
-    if (problems_++ < most_) text_ += (text_.empty() ? "" : "; ") + problem;
+    if (problems_++ < most_listed) text_ += (text_.empty() ? "" : "; ") + problem;
   }
 
-  static constexpr Index most_ = 10;
+  static constexpr Index most_listed = 10;
   std::string text_;
   Index expected_ = 0, found_ = 0, problems_ = 0;
 };

@@ -44,10 +44,12 @@ struct TemperatureAnnealing {
         return from * std::pow(to / from, progress);
       case Decay::cosine:
         return to + 0.5 * range * (1 + std::cos(std::numbers::pi * progress));
-      case Decay::steps:
+      case Decay::steps: {
         if (period < 1 || period > steps) [[unlikely]]
           throw_config_error("TemperatureAnnealing: period", "1 to steps", double(period));
-        return std::max(from - range * double(step / period) / double(steps / period), std::min(from, to));
+        const Index done = step / period, all = steps / period;  // whole periods
+        return std::max(from - range * double(done) / double(all), std::min(from, to));
+      }
     }
     return from - range * progress;
   }

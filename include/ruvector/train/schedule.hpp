@@ -69,7 +69,8 @@ struct StepDecay {
   /// The factor at a step.
   [[nodiscard]] double operator()(Index step) const {
     detail::check_period(period);
-    return std::pow(decay, double(step / period));
+    const Index decays = step / period;
+    return std::pow(decay, double(decays));
   }
 };
 
