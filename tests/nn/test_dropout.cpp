@@ -63,7 +63,7 @@ TEST_CASE("dropout: other calls and rows drop other elements, one seed the same 
   };
   CHECK(agreement(a.span(), b.span()) == Approx(0.5).margin(0.05));
   // The next element, the next row, and the same row of another task.
-  for (const std::size_t apart : {1, 40, 40 * 256}) {
+  for (const std::size_t apart : {1u, 40u, 40u * 256u}) {
     const std::size_t count = a.span().size() - apart;
     CHECK(agreement(a.span().first(count), a.span().last(count)) == Approx(0.5).margin(0.05));
   }

@@ -28,7 +28,7 @@ constexpr bool slow_build = true;  // ten to fifty times slower
 #else
 constexpr bool slow_build = false;
 #endif
-const std::uint64_t stride = slow_build ? 257 : support::trials(1, 257);
+const std::uint64_t stride = slow_build ? 257u : support::trials(1u, 257u);
 constexpr std::uint64_t patterns = std::uint64_t(1) << 32;
 constexpr std::uint64_t block = std::uint64_t(1) << 14;
 
