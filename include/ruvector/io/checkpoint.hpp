@@ -11,13 +11,11 @@
 #include "ruvector/train/state.hpp"
 
 #include <algorithm>
-#include <array>
 #include <cstddef>
 #include <cstring>
 #include <span>
 #include <string>
 #include <string_view>
-#include <tuple>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -48,62 +46,10 @@ template <class T>
   return is_signed ? Dtype::i64 : Dtype::u64;
 }
 
-/// Walks what a value remembers, as train::for_each_state does, and hands it to f with its shape:
-/// f(path, span, shape). It is a visitor of both `parameters` and `checkpoint`.
-template <class F>
-class TensorWalk {
- public:
-  explicit TensorWalk(F& f) : f_(f) {}
-
-  template <class Value>
-  void operator()(std::string_view name, Value& value) {
-    const std::size_t size = path_.size();
-    path_.append(name);
-    walk(value);
-    path_.truncate(size);
-  }
-  template <class Value>
-  void buffer(std::string_view name, Value& value) {
-    (*this)(name, value);
-  }
-  template <class Manifold, class Value>
-  void on(const Manifold&, std::string_view name, Value& value) {
-    (*this)(name, value);
-  }
-
-  template <class Value>
-  void walk(Value& value) {
-    using Plain = std::remove_const_t<Value>;
-    if constexpr (std::is_arithmetic_v<Plain>) {
-      f_(path_.view(), std::span<Value>(&value, 1), std::array<Index, 0>{});
-    } else if constexpr (std::is_same_v<Plain, Rng::State>) {
-      f_(path_.view(), std::span(value.words.data(), value.words.size()), std::array{Index(value.words.size())});
-    } else if constexpr (ruvector::detail::is_matrix<Plain>) {
-      f_(path_.view(), value.span(), std::array{value.rows(), value.cols()});
-    } else if constexpr (ruvector::detail::is_vector<Plain> || ruvector::detail::is_span<Plain>) {
-      f_(path_.view(), std::span(value.data(), std::size_t(value.size())), std::array{Index(value.size())});
-    } else if constexpr (train::detail::is_optional<Plain>) {
-      if (value) walk(*value);
-    } else if constexpr (ruvector::detail::is_list<Plain>) {
-      for (std::size_t i = 0; i < value.size(); ++i) (*this)(std::to_string(i), value[i]);
-    } else if constexpr (ruvector::detail::is_tuple<Plain>) {
-      std::apply([&, i = 0](auto&... values) mutable { ((*this)(std::to_string(i++), values), ...); }, value);
-    } else if constexpr (train::Checkpointable<Plain>) {
-      Plain::checkpoint(*this, value);
-    } else {
-      Plain::parameters(*this, value);
-    }
-  }
-
- private:
-  F& f_;
-  ruvector::detail::ParameterPath path_;
-};
-
 /// Calls f(path, span, shape) for all tensors of a value.
 template <class F, class S>
 void for_each_tensor(F&& f, S& value) {
-  TensorWalk<std::remove_reference_t<F>>(f).walk(value);
+  train::detail::StateWalk<std::remove_reference_t<F>>(f).walk(value);
 }
 
 /// Copies the elements of a tensor of the type dtype_of_number<T>().

@@ -6,11 +6,15 @@
 #include "ruvector/core/random.hpp"
 #include "ruvector/core/real.hpp"
 
+#include <array>
 #include <concepts>
+#include <cstddef>
 #include <cstdint>
 #include <optional>
 #include <span>
+#include <string>
 #include <string_view>
+#include <tuple>
 #include <type_traits>
 #include <utility>
 
@@ -36,16 +40,13 @@ concept Checkpointable = std::copyable<S> && requires(S& s, const S& saved, ruve
 
 namespace detail {
 
-/// What is saved as it is.
-template <class T>
-concept SavedNumber = Real<T> || std::same_as<T, Index> || std::same_as<T, std::uint64_t>;
-
 template <class T>
 inline constexpr bool is_optional = false;
 template <class T>
 inline constexpr bool is_optional<std::optional<T>> = true;
 
-/// Walks what a value remembers and hands it to f as spans of numbers.
+/// Walks what a value remembers and hands it to f(path, span of numbers, shape). A visitor of both `parameters` and
+/// `checkpoint`.
 template <class F>
 class StateWalk {
  public:
@@ -58,41 +59,40 @@ class StateWalk {
     walk(value);
     path_.truncate(size);
   }
+  template <class Value>
+  void buffer(std::string_view name, Value& value) {
+    (*this)(name, value);
+  }
+  template <class Manifold, class Value>
+  void on(const Manifold&, std::string_view name, Value& value) {
+    (*this)(name, value);
+  }
 
   template <class Value>
   void walk(Value& value) {
     using Plain = std::remove_const_t<Value>;
-    if constexpr (SavedNumber<Plain>)
-      f_(path_.view(), std::span<Value>(&value, 1));
-    else if constexpr (std::same_as<Plain, Rng::State>)
-      f_(path_.view(), std::span(value.words.data(), value.words.size()));
-    else if constexpr (is_optional<Plain>) {
+    if constexpr (std::is_arithmetic_v<Plain>) {
+      f_(path_.view(), std::span<Value>(&value, 1), std::array<Index, 0>{});
+    } else if constexpr (std::is_same_v<Plain, Rng::State>) {
+      f_(path_.view(), std::span(value.words.data(), value.words.size()), std::array{Index(value.words.size())});
+    } else if constexpr (ruvector::detail::is_matrix<Plain>) {
+      f_(path_.view(), value.span(), std::array{value.rows(), value.cols()});
+    } else if constexpr (ruvector::detail::is_vector<Plain> || ruvector::detail::is_span<Plain>) {
+      f_(path_.view(), std::span(value.data(), std::size_t(value.size())), std::array{Index(value.size())});
+    } else if constexpr (is_optional<Plain>) {
       if (value) walk(*value);
-    } else if constexpr (Checkpointable<Plain>)
+    } else if constexpr (ruvector::detail::is_list<Plain>) {
+      for (std::size_t i = 0; i < value.size(); ++i) (*this)(std::to_string(i), value[i]);
+    } else if constexpr (ruvector::detail::is_tuple<Plain>) {
+      std::apply([&, i = 0](auto&... values) mutable { ((*this)(std::to_string(i++), values), ...); }, value);
+    } else if constexpr (Checkpointable<Plain>) {
       Plain::checkpoint(*this, value);
-    else if constexpr (Module<Plain>)
-      for_each_parameter(Tensors{*this}, value);
-    else
-      f_(path_.view(), value.span());
+    } else {
+      Plain::parameters(*this, value);
+    }
   }
 
  private:
-  /// Puts the path of a module before those of its tensors.
-  struct Tensors {
-    StateWalk& walk;
-    template <class T>
-    void operator()(std::string_view path, std::span<T> tensor) const {
-      const std::size_t size = walk.path_.size();
-      walk.path_.append(path);
-      walk.f_(walk.path_.view(), tensor);
-      walk.path_.truncate(size);
-    }
-    template <class T>
-    void buffer(std::string_view path, std::span<T> tensor) const {
-      (*this)(path, tensor);
-    }
-  };
-
   F& f_;
   ruvector::detail::ParameterPath path_;
 };
@@ -100,13 +100,13 @@ class StateWalk {
 }  // namespace detail
 
 /// Calls f(path, span) for all that a value remembers, in a fixed order: "optimizer.first_moment.weight" and a span of
-/// float, double, Index or std::uint64_t (const, if the value is). Two values built alike have the same paths and
+/// float, double or integers (const, if the value is). Two values built alike have the same paths and
 /// sizes, so writing the spans of one and reading them into the other makes it a copy. `path` is valid during the call.
 template <class F, class S>
   requires Checkpointable<std::remove_const_t<S>>
 void for_each_state(F&& f, S& value) {
-  detail::StateWalk<std::remove_reference_t<F>> walk(f);
-  walk.walk(value);
+  const auto without_shape = [&](std::string_view path, auto span, const auto&) { f(path, span); };
+  detail::StateWalk<decltype(without_shape)>(without_shape).walk(value);
 }
 
 }  // namespace ruvector::inline RUVECTOR_ABI::train
