@@ -18,12 +18,37 @@
 
 namespace examples::wordnet {
 
+/// How one concept relates to another. The inverses are not listed: WordNet has each pointer in both directions.
+enum class Relation : std::int8_t {
+  hypernym,           ///< @: a dog is a kind of canine
+  instance_hypernym,  ///< @i: the Rhine is an instance of a river
+  member_holonym,     ///< #m: a tree is a member of a forest
+  substance_holonym,  ///< #s: flour is a substance of bread
+  part_holonym,       ///< #p: a wheel is a part of a car
+  topic,              ///< ;c: a goal belongs to sport
+  region,             ///< ;r: a bobby belongs to England
+  usage,              ///< ;u: a word is slang
+  antonym,            ///< !: of words, in both directions
+  derivation,         ///< +: words of one root, in both directions
+};
+inline constexpr std::array<std::string_view, 10> relation_symbols = {"@",  "@i", "#m", "#s", "#p",
+                                                                      ";c", ";r", ";u", "!",  "+"};
+
+/// A relation to another synset.
+struct Pointer {
+  Relation relation;
+  std::int32_t target;  ///< position in `Database::synsets`
+};
+
 /// A set of synonyms: one concept, one node of the hierarchy.
 struct Synset {
   std::int32_t offset = 0;              ///< its name in the database: where its line starts in the data file
   std::vector<std::string> words;       ///< lower case, `_` for a space, the usual one first
   std::vector<std::int32_t> hypernyms;  ///< positions in `Database::synsets` of what this is a kind (@) or an
                                         ///< instance (@i) of
+  std::vector<Pointer> pointers;        ///< all relations, these two too, to the same part of speech
+  std::int32_t lexicographer_file = 0;  ///< the topic it was written under, 3 … 28 for nouns: noun.animal is 5
+  std::string gloss;                    ///< what it means: a definition and examples
 };
 
 /// The nouns, or the verbs, of WordNet 3.
@@ -73,6 +98,7 @@ class Fields {
       fail(std::string(what) + " is no number: \"" + std::string(field) + "\"");
     return value;
   }
+  /// What has not been read.
   [[nodiscard]] std::string_view rest() const { return rest_; }
 
  private:
@@ -101,14 +127,14 @@ void for_each_line(const std::string& file, F&& f) {
 }
 
 /// offset lex_filenum ss_type w_cnt (word lex_id)… p_cnt (symbol offset pos source/target)… [frames] | gloss
-/// `hypernyms` of the result are still offsets.
+/// `hypernyms` and `pointers` of the result are still offsets.
 [[nodiscard]] inline Synset read_synset(Fields& fields, std::size_t line_start, char part_of_speech) {
   Synset synset;
   synset.offset = fields.number("synset offset");
   if (static_cast<std::size_t>(synset.offset) != line_start)
     fields.fail("synset offset " + std::to_string(synset.offset) + " on a line that starts at byte " +
                 std::to_string(line_start));
-  fields.number("lexicographer file number");
+  synset.lexicographer_file = fields.number("lexicographer file number");
   if (const auto type = fields.next("synset type"); type != std::string_view(&part_of_speech, 1))
     fields.fail("synset type \"" + std::string(type) + "\" where " + part_of_speech + " is expected");
   const std::int32_t words = fields.number("word count", 16);
@@ -122,10 +148,12 @@ void for_each_line(const std::string& file, F&& f) {
     const std::int32_t target = fields.number("pointer offset");
     const std::string_view type = fields.next("part of speech of a pointer");
     fields.number("source and target of a pointer", 16);
-    if (symbol != "@" && symbol != "@i") continue;
-    if (type != std::string_view(&part_of_speech, 1))
-      fields.fail("a hypernym of another part of speech: \"" + std::string(type) + "\"");
-    synset.hypernyms.push_back(target);
+    const bool is_hypernym = symbol == "@" || symbol == "@i", same = type == std::string_view(&part_of_speech, 1);
+    if (is_hypernym && !same) fields.fail("a hypernym of another part of speech: \"" + std::string(type) + "\"");
+    const auto at = std::find(relation_symbols.begin(), relation_symbols.end(), symbol);
+    if (at == relation_symbols.end() || !same) continue;
+    synset.pointers.push_back({static_cast<Relation>(at - relation_symbols.begin()), target});
+    if (is_hypernym) synset.hypernyms.push_back(target);
   }
   if (part_of_speech == 'v') {
     for (std::int32_t i = fields.number("frame count"); i > 0; --i) {
@@ -135,6 +163,7 @@ void for_each_line(const std::string& file, F&& f) {
     }
   }
   if (fields.next("| before the gloss") != "|") fields.fail("no | where the gloss should start");
+  synset.gloss = fields.rest();
   return synset;
 }
 
@@ -171,12 +200,14 @@ inline void read_senses(Fields& fields, Database& database) {
   });
   if (database.synsets.empty()) ruvector::throw_format_error(data, "holds no synset");
   for (Synset& synset : database.synsets) {
-    for (std::int32_t& hypernym : synset.hypernyms) {
-      const std::int32_t offset = std::exchange(hypernym, database.find(hypernym));
-      if (hypernym < 0)
-        ruvector::throw_format_error(data, "synset " + std::to_string(synset.offset) + " has its hypernym at offset " +
+    const auto resolve = [&](std::int32_t& pointer) {
+      const std::int32_t offset = std::exchange(pointer, database.find(pointer));
+      if (pointer < 0)
+        ruvector::throw_format_error(data, "synset " + std::to_string(synset.offset) + " points to offset " +
                                                std::to_string(offset) + ", where no synset is");
-    }
+    };
+    for (std::int32_t& hypernym : synset.hypernyms) resolve(hypernym);
+    for (Pointer& pointer : synset.pointers) resolve(pointer.target);
   }
   detail::for_each_line(directory + "/index." + part_of_speech,
                         [&](detail::Fields& fields, std::size_t) { detail::read_senses(fields, database); });

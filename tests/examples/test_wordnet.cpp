@@ -4,6 +4,7 @@
 #include "support/catch.hpp"
 
 #include <unistd.h>
+#include <array>
 #include <filesystem>
 #include <fstream>
 #include <string>
@@ -85,6 +86,11 @@ TEST_CASE("wordnet: the closure has the published number of pairs", "[examples]"
   CHECK(mammals.size() == 1180);
   CHECK(mammals.pairs() == 6540);
 
+  std::array<int, wordnet::relation_symbols.size()> relations{};  // as `grep -o` counts them
+  for (const auto& synset : nouns.synsets)
+    for (const auto& pointer : synset.pointers) ++relations[std::size_t(pointer.relation)];
+  CHECK(relations == std::array{75850, 8577, 12293, 797, 9097, 4253, 1283, 1066, 2152, 2951});
+
   const auto verbs = wordnet::read(installed, "verb");
   CHECK(verbs.synsets.size() == 13767);
   const Hierarchy verb_hierarchy = build_hierarchy(verbs);
@@ -117,6 +123,11 @@ TEST_CASE("wordnet: instances count as much as kinds, and what stands alone does
   REQUIRE(database.synsets.size() == 5);
   CHECK(database.synsets[0].words == std::vector<std::string>{"animal", "beast"});
   CHECK(database.senses.at("mouse") == std::vector<std::int32_t>{2, 0});
+  CHECK(database.synsets[3].gloss == "talks");
+  CHECK(database.synsets[3].lexicographer_file == 18);
+  REQUIRE(database.synsets[3].pointers.size() == 1);
+  CHECK(database.synsets[3].pointers[0].relation == wordnet::Relation::instance_hypernym);
+  CHECK(database.synsets[3].pointers[0].target == 2);
 
   const Hierarchy all = build_hierarchy(database);
   CHECK(all.size() == 4);
