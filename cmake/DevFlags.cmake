@@ -24,3 +24,20 @@ target_compile_options(
             $<$<BOOL:${RUVECTOR_NATIVE}>:-march=native>
             # gcc's default; clang would not fuse the products and sums of xsimd 8.1, which has no AVX-512 fma.
             $<$<CXX_COMPILER_ID:Clang,AppleClang>:-ffp-contract=fast>)
+
+# Sets ${libraries} to what ${file} needs beside ruvector_dev: zlib, where it reads Fashion-MNIST. Sets ${missing} where
+# that is not installed, and says so: the file is left out then.
+function(ruvector_extra_libraries file libraries missing)
+  set(${libraries} "" PARENT_SCOPE)
+  set(${missing} FALSE PARENT_SCOPE)
+  file(STRINGS ${file} includes REGEX "#include \".*fashion_mnist.hpp\"")
+  if(includes)
+    find_package(ZLIB QUIET)
+    if(TARGET ZLIB::ZLIB)
+      set(${libraries} ZLIB::ZLIB PARENT_SCOPE)
+    else()
+      message(STATUS "ruvector: ${file} is left out, since zlib was not found (Debian and Ubuntu: apt install zlib1g-dev)")
+      set(${missing} TRUE PARENT_SCOPE)
+    endif()
+  endif()
+endfunction()
