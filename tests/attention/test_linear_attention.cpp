@@ -70,7 +70,7 @@ namespace linear = test_linear_attention;
 template <class R>
 struct Features {
   std::vector<R> phi;
-  R log_scale = 0;
+  R log_scale = 0, largest_term = 0;  // of the scale
 };
 
 template <class R, Real T>
@@ -106,6 +106,7 @@ Features<R> features_of(const nn::FavorPlus<T>& map, const std::vector<T>& x, bo
   const R top = *std::ranges::max_element(features.phi);
   for (R& p : features.phi) p = std::exp(p - top) / std::sqrt(R(map.omega.rows()));
   features.log_scale = top - square / 2;
+  features.largest_term = std::max(std::fabs(top), square / 2);
   return features;
 }
 
@@ -133,7 +134,10 @@ struct LinearSubject : SubjectDefaults {
       return features_of<R>(backend.map, x, order.reverse_dims);
     };
     std::vector<Features<R>> keys;
-    for (Index j = 0; j < n; ++j) keys.push_back(features(problem.key, j));
+    for (Index j = 0; j < n; ++j) {
+      keys.push_back(features(problem.key, j));
+      result.largest_term = std::max(result.largest_term, keys.back().largest_term);
+    }
     for (Index i = 0; i < m; ++i) {
       const Features<R> q = features(problem.query, i);
       R top = -infinity, sum = 0;
@@ -156,6 +160,7 @@ struct LinearSubject : SubjectDefaults {
       }
       for (R& x : out) x /= sum + R(backend.epsilon);
       result.log_sum_exp[std::size_t(i)] = std::log(sum) + top + q.log_scale;
+      result.largest_term = std::max({result.largest_term, std::fabs(std::log(sum)), q.largest_term});
     }
     return result;
   }
