@@ -12,6 +12,7 @@
 #include "support/hierarchy_training.hpp"
 #include "support/progress_bar.hpp"
 #include "support/reconstruction.hpp"
+#include "support/text_files.hpp"
 #include "support/wordnet.hpp"
 
 #include <CLI/CLI.hpp>
