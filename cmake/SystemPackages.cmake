@@ -72,17 +72,17 @@ function(ruvector_install_system_packages)
   find_program(RUVECTOR_DNF dnf NO_CACHE)
   find_program(RUVECTOR_BREW brew NO_CACHE)
   if(RUVECTOR_APT)
-    ruvector_needed_packages(packages g++ make "libeigen3-dev;libxsimd-dev;nlohmann-json3-dev" catch2 "libcli11-dev;wordnet-base;dataset-fashion-mnist;zlib1g-dev"
-                             "libbenchmark-dev;libcli11-dev;dataset-fashion-mnist;zlib1g-dev")
+    ruvector_needed_packages(packages g++ make "libeigen3-dev;libxsimd-dev;nlohmann-json3-dev" "catch2;libhnswlib-dev" "libcli11-dev;wordnet-base;dataset-fashion-mnist;zlib1g-dev"
+                             "libbenchmark-dev;libcli11-dev;libhnswlib-dev;dataset-fashion-mnist;zlib1g-dev")
     ruvector_missing_packages(missing "${packages}" "install ok installed" dpkg-query -W -f "\${Status}")
     set(by_hand "sudo apt-get install")
   elseif(RUVECTOR_DNF)
-    ruvector_needed_packages(packages gcc-c++ make "eigen3-devel;xsimd-devel;json-devel" catch-devel "cli11-devel;wordnet;zlib-devel"
-                             "google-benchmark-devel;cli11-devel;zlib-devel")
+    ruvector_needed_packages(packages gcc-c++ make "eigen3-devel;xsimd-devel;json-devel" "catch-devel;hnswlib-devel" "cli11-devel;wordnet;zlib-devel"
+                             "google-benchmark-devel;cli11-devel;hnswlib-devel;zlib-devel")
     ruvector_missing_packages(missing "${packages}" "" rpm -q)
     set(by_hand "sudo dnf install")
   elseif(RUVECTOR_BREW)
-    ruvector_needed_packages(packages llvm make "eigen;xsimd;nlohmann-json" catch2 "cli11;wordnet" "google-benchmark;cli11")
+    ruvector_needed_packages(packages llvm make "eigen;xsimd;nlohmann-json" "catch2;hnswlib" "cli11;wordnet" "google-benchmark;cli11;hnswlib")
     ruvector_missing_packages(missing "${packages}" "" "${RUVECTOR_BREW}" list --versions)
     set(by_hand "brew install")
   else()

@@ -225,8 +225,8 @@ class HnswLayers {
     ids_.resize(std::size_t(n));
     for (Index i = 0; i < n; ++i) {
       const std::uint64_t label = source.label(HnswNode(i));
-      if (label > std::uint64_t(std::numeric_limits<Index>::max())) [[unlikely]]
-        throw_shape_error("HnswLayers: labels[" + std::to_string(i) + "]", "below 2^63", std::to_string(label));
+      if (label >= std::uint64_t(std::numeric_limits<Index>::max())) [[unlikely]]
+        throw_shape_error("HnswLayers: labels[" + std::to_string(i) + "]", "below 2^63 - 1", std::to_string(label));
       ids_[std::size_t(i)] = Index(label);
       if (!source.deleted(HnswNode(i))) continue;
       deleted_.resize(std::size_t(n));

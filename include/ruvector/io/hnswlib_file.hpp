@@ -62,8 +62,11 @@ class HnswlibFile {
     read_links_and_sizes(element_size, limits);
     read_counts(limits, element_size);
     read_levels();
-    for (Index i = 0; i < nodes_; ++i)
-      for (Index l = 0; l <= level(graph::HnswNode(i)); ++l) check_links(graph::HnswNode(i), l);
+    for (Index i = 0; i < nodes_; ++i) {
+      const auto node = graph::HnswNode(i);
+      (void)number(block(node) + label_offset_, "label", 0, std::numeric_limits<Index>::max() - 1);
+      for (Index l = 0; l <= level(node); ++l) check_links(node, l);
+    }
   }
 
   [[nodiscard]] Index nodes() const { return nodes_; }
