@@ -22,6 +22,7 @@
 #include "ruvector/simd/dot.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <span>
 #include <string>
@@ -103,23 +104,28 @@ class RuvectorLayer {
   template <graph::NodeId I, Executor E = Serial>
   void forward(graph::CsrView<I> graph, MatrixView<const T> x, const GraphEdges<T>& edges, MatrixView<T> y,
                Workspace& ws, E&& executor = Serial{}) const {
-    run(graph, x, edges, y, nullptr, ws, executor);
+    run(graph, x, edges, y, nullptr, ws, executor, over_edges<I>(ws));
   }
   /// The same, and keeps in `saved` what `backward` needs.
   template <graph::NodeId I, Executor E = Serial>
   void forward(graph::CsrView<I> graph, MatrixView<const T> x, const GraphEdges<T>& edges, MatrixView<T> y,
                Saved& saved, Workspace& ws, E&& executor = Serial{}) const {
-    run(graph, x, edges, y, &saved, ws, executor);
+    run(graph, x, edges, y, &saved, ws, executor, over_edges<I>(ws));
   }
   /// Version 1's call: out [hidden] from a node [input], rows `neighbors` [n×input] and the weights [n] of the edges
-  /// to them. Throws ShapeError, also where version 1 dropped what is too much in silence.
+  /// to them. Equals the whole graph to rounding, and is faster: keys and values are not projected, O(hidden² +
+  /// n (input + heads) hidden). Throws ShapeError, also where version 1 dropped what is too much in silence.
   void forward(std::span<const T> node, MatrixView<const T> neighbors, std::span<const T> edge_weights,
                std::span<T> out, Workspace& ws) const {
     const Index hidden = message.weight.rows();
     check_shape("RuvectorLayer: elements of out", hidden, Index(out.size()));
     check_shape("RuvectorLayer: edge weights", neighbors.rows(), Index(edge_weights.size()));
     detail::with_star<T>(node, neighbors, input_dim(), ws, [&](auto star, MatrixView<const T> rows) {
-      forward(star, rows, GraphEdges<T>{.weights = edge_weights}, MatrixView<T>(out.data(), 1, hidden), ws);
+      Serial serial;
+      const auto attend = [&](auto, MatrixView<const T> messages, MatrixView<T> sums, Saved*, Serial&) {
+        attend_from_one(messages, sums, ws);
+      };
+      run(star, rows, {.weights = edge_weights}, MatrixView<T>(out.data(), 1, hidden), nullptr, ws, serial, attend);
     });
   }
 
@@ -173,9 +179,50 @@ class RuvectorLayer {
     return config;
   }
 
-  template <graph::NodeId I, class E>
+  // Attention of each node over its neighbours, the keys and values of a node projected once.
+  template <graph::NodeId I>
+  [[nodiscard]] auto over_edges(Workspace& ws) const {
+    return [this, &ws](graph::CsrView<I> graph, MatrixView<const T> messages, MatrixView<T> sums, Saved* saved,
+                       auto& executor) {
+      detail::NeighborAttention<T, I>{graph, messages, {}, {}}.forward(
+          attention, sums, saved ? &saved->neighbors : nullptr, saved ? &saved->rng : nullptr, ws, executor);
+    };
+  }
+
+  // Attention of message 0 over the others. With one query the projections change sides: q·(W_k m + b_k) is (W_kᵀq)·m
+  // plus what is the same for all keys, and Σ p (W_v m + b_v) is W_v (Σ p m) + b_v.
+  void attend_from_one(MatrixView<const T> messages, MatrixView<T> sum, Workspace& ws) const {
+    const Index n = messages.rows() - 1, hidden = messages.cols(), heads = Index(attention.heads.size()),
+                width = hidden / heads;
+    std::ranges::fill(sum.row(0), T(0));
+    if (n == 0) return;
+    const MatrixView<const T> keys = messages.rows(1, n);
+    auto frame = ws.frame();
+    const auto query = frame.template matrix<T>(1, hidden), direction = frame.template matrix<T>(1, hidden),
+               mean = frame.template matrix<T>(1, hidden), concat = frame.template matrix<T>(1, hidden),
+               dots = frame.template matrix<T>(1, n);
+    const T one = 1;
+    attention.query.forward(messages.rows(0, 1), query, ws);
+    for (Index h = 0; h < heads; ++h) {
+      const auto& head = attention.heads[std::size_t(h)];
+      const MatrixView<const T> key_weight = attention.key.weight.view().rows(h * width, width),
+                                value_weight = attention.value.weight.view().rows(h * width, width);
+      const MatrixView<T> own = query.cols(h * width, width), out = concat.cols(h * width, width);
+      simd::gemm<T>(own, key_weight, direction, ws);
+      simd::gemm_transposed<T>(direction, keys, dots, ws);
+      simd::scale(T(1 / std::sqrt(T(width))), dots.row(0));
+      // Keys of one column, which are the logits.
+      head.forward({.query = {&one, 1, 1}, .key = {dots.data(), n, 1}, .value = keys}, {.value = mean}, ws);
+      std::ranges::copy(attention.value.bias.span().subspan(std::size_t(h * width), std::size_t(width)),
+                        out.row(0).begin());
+      simd::gemm_transposed<T>(mean, value_weight, out, ws, simd::Product::accumulate);
+    }
+    attention.output.forward(concat, sum, ws);
+  }
+
+  template <graph::NodeId I, class E, class Attend>
   void run(graph::CsrView<I> graph, MatrixView<const T> x, const GraphEdges<T>& edges, MatrixView<T> y, Saved* saved,
-           Workspace& ws, E& executor) const {
+           Workspace& ws, E& executor, Attend&& attend) const {
     const Index m = y.rows(), hidden = message.weight.rows();
     detail::check_graph_input<T>(graph, x, input_dim(), edges, 0, y, hidden);
     auto frame = ws.frame();
@@ -187,8 +234,7 @@ class RuvectorLayer {
     const MatrixView<T> messages = rows(&Saved::messages, graph.nodes()), sums = rows(&Saved::sums, m),
                         combined = rows(&Saved::combined, m), states = rows(&Saved::states, m);
     message.forward(x, messages, ws, executor);
-    detail::NeighborAttention<T, I>{graph, messages, {}, {}}.forward(
-        attention, sums, saved ? &saved->neighbors : nullptr, saved ? &saved->rng : nullptr, ws, executor);
+    attend(graph, messages, sums, saved, executor);
     add_neighbor_sums<T>(graph, messages, edges.weights, sums, ws, executor);
     aggregate.forward(sums, combined, ws, executor);
     if (saved == nullptr)
