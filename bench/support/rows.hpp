@@ -116,6 +116,11 @@ class Rows {
     std::printf("  %7.2f ms\n", median(times_of_fast) * 1e3);
   }
 
+  /// A figure that was found otherwise.
+  void figure(std::string_view id, const std::string& work, Target target, double value, std::string_view unit) {
+    print(id, work, target, value, unit);
+  }
+
   /// What `main` returns: 1 if a result was wrong.
   [[nodiscard]] int finish() const { return wrong_ ? 1 : 0; }
 

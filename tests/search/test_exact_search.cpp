@@ -211,7 +211,7 @@ TEMPLATE_LIST_TEST_CASE("exact_search: a query finds the same bits alone, in any
   exact.search(queries, k, all, workspace);
   const auto check = [&](Index first, Index count, auto& executor) {
     SearchResult<T> part;
-    exact.search(queries.view().rows(first, count), k, part, executor, workspace);
+    exact.search(queries.view().rows(first, count), {.k = k}, part, workspace, executor);
     bool equal = true;
     for (Index i = 0; i < count; ++i)
       equal = equal && support::same_bits(part.ids.row(i), all.ids.row(first + i)) &&
@@ -287,7 +287,7 @@ TEST_CASE("exact_search: empty inputs and any k have a defined result", "[search
             ThreadPool pool(2);
             for (const bool threads : {false, true}) {
               if (threads)
-                ExactSearch(score, candidates).search(queries, k, result, pool, workspace);
+                ExactSearch(score, candidates).search(queries, {.k = k}, result, workspace, pool);
               else
                 ExactSearch(score, candidates).search(queries, k, result, workspace);
               REQUIRE(result.ids.rows() == batch);
@@ -357,10 +357,10 @@ TEMPLATE_LIST_TEST_CASE("exact_search: the second call allocates nothing", "[sea
   support::Alternating pool;  // on threads, which worker does what would differ from call to call
   const auto few = queries.view().rows(0, 3);
   const auto call = [&] {
-    exact.search(queries, 10, result, pool, workspace);
+    exact.search(queries, {.k = 10}, result, workspace, pool);
     exact.search(queries, 10, result, workspace);
   };
-  const auto call_few = [&] { exact.search(few, 10, result, pool, workspace); };
+  const auto call_few = [&] { exact.search(few, {.k = 10}, result, workspace, pool); };
   call();
   CHECK(support::allocations_in(call) == 0);
   call_few();

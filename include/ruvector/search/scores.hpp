@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include "ruvector/attention/logits.hpp"
+#include "ruvector/attention/types.hpp"
 #include "ruvector/core/parameters.hpp"
 #include "ruvector/core/real.hpp"
 #include "ruvector/core/view.hpp"
@@ -26,6 +28,14 @@ concept CandidateScore = std::copyable<S> && Real<ScalarOf<S>> &&
   { score.scores(rows, rows, out, workspace) } -> std::same_as<void>;  // out [m×n] of queries [m×d], candidates [n×d]
 };
 
+/// A score that takes candidates as they are stored, so that they need not be converted for few queries.
+template <class Sc, class Stored>
+concept StoredScore = CandidateScore<Sc> &&
+    requires(const Sc& score, MatrixView<const ScalarOf<Sc>> queries, MatrixView<const Stored> stored,
+             std::span<const ScalarOf<Sc>> scale, MatrixView<ScalarOf<Sc>> out, Workspace& workspace) {
+  { score.scores(queries, stored, scale, out, workspace) } -> std::same_as<void>;  // scale [n] for int8, else empty
+};
+
 /// score = q·k.
 template <Real T>
 struct InnerProduct {
@@ -35,7 +45,47 @@ struct InnerProduct {
   /// out_ij = q_i·k_j, one chain of fused multiply-adds in index order. O(m n d).
   void scores(MatrixView<const T> queries, MatrixView<const T> candidates, MatrixView<T> out,
               Workspace& workspace) const {
-    simd::gemm_transposed(queries, candidates, out, workspace);
+    scores<T>(queries, candidates, {}, out, workspace);
+  }
+
+  /// The same from candidates in any storage: those of int8 are multiplied as integers, and their score by the scale.
+  template <attention::Storage S>
+  void scores(MatrixView<const T> queries, MatrixView<const S> candidates, std::span<const T> scale, MatrixView<T> out,
+              Workspace& workspace) const {
+    Index j = 0;
+    if constexpr (std::same_as<S, T> || (std::same_as<T, float> && sizeof(S) < sizeof(T))) {
+      if (queries.rows() > 0 && queries.rows() <= simd::detail::few_rows) {
+        constexpr Index whole = simd::detail::squares_at_once<T, S>;
+        j = candidates.rows() / whole * whole;
+        if (j > 0)
+          simd::detail::product_once_transposed<T, S>(queries, candidates.rows(0, j), out.cols(0, j), scale.data());
+      }
+    }
+    if (j == candidates.rows()) return;
+    const Index rest = candidates.rows() - j;
+    if constexpr (std::same_as<S, T>) {
+      multiply(queries, candidates.rows(j, rest), out.cols(j, rest), workspace);
+    } else {
+      auto frame = workspace.frame();
+      const MatrixView<T> rows = frame.template matrix<T>(rest, candidates.cols());
+      const T one[] = {T(1)};
+      for (Index r = 0; r < rest; ++r)
+        attention::detail::read_row<T, S>(candidates.rows(j + r, 1), one, 0, rows.row(r));
+      multiply(queries, rows, out.cols(j, rest), workspace);
+      for (Index i = 0; !scale.empty() && i < queries.rows(); ++i)
+        for (Index c = j; c < candidates.rows(); ++c) out(i, c) *= scale[std::size_t(c)];
+    }
+  }
+
+ private:
+  // Many queries are the right factor, which is packed: candidates then pass by once, as they lie, and are fetched
+  // while others are multiplied. Packed themselves, they cost a fifth of the speed.
+  static void multiply(MatrixView<const T> queries, MatrixView<const T> rows, MatrixView<T> out, Workspace& workspace) {
+    if (queries.rows() < 2 * simd::lanes<T>) return simd::gemm_transposed(queries, rows, out, workspace);
+    auto frame = workspace.frame();
+    const MatrixView<T> columns = frame.template matrix<T>(rows.rows(), queries.rows());
+    simd::gemm_transposed(rows, queries, columns, workspace);
+    simd::transpose(columns, out);
   }
 };
 
@@ -48,7 +98,7 @@ struct Cosine {
   /// out_ij = cos(q_i, k_j). O(m n d).
   void scores(MatrixView<const T> queries, MatrixView<const T> candidates, MatrixView<T> out,
               Workspace& workspace) const {
-    simd::gemm_transposed(queries, candidates, out, workspace);
+    InnerProduct<T>().scores(queries, candidates, out, workspace);
     auto frame = workspace.frame();
     const std::span<T> inverse = frame.template span<T>(candidates.rows());
     for (Index j = 0; j < candidates.rows(); ++j) inverse[std::size_t(j)] = inverse_norm(candidates.row(j));

@@ -6,11 +6,15 @@
 #include "ruvector/core/view.hpp"
 #include "ruvector/core/workspace.hpp"
 #include "ruvector/simd/arch.hpp"
+#include "ruvector/simd/convert.hpp"
 #include "ruvector/simd/transpose.hpp"
 
 #include <algorithm>
+#include <bit>
+#include <concepts>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <type_traits>
 #include <utility>
 
@@ -86,17 +90,26 @@ enum class Edge {
 
 /// Whether the right factor stays in a cache, or comes from memory to be read once: then it is asked for in time.
 enum class Reads { again, once };
-/// Rows between what is asked for and what is used. Of c = a bᵀ as many as two transposed squares have, into the L1
-/// cache; of c = a b into L2. On a quiet machine 85 and 96 % of the streaming bandwidth; 16 rows into L1, asked for in
-/// the order in which they are used, gave 71 and 81, and nothing asked for 55 and 95.
+/// Rows between what is asked for and what is used. Of c = a bᵀ as many as two transposed squares have, past the L2
+/// cache (into it too: 83 %); of c = a b into L2. On a quiet machine 89 and 96 % of the streaming bandwidth; 16 rows,
+/// asked for in the order in which they are used, gave 71 and 81, and nothing asked for 55 and 95.
 inline constexpr Index transposed_rows_ahead = 32, rows_ahead = 64;
 
 /// Asks for what lies n elements after p, where memory may have ended: no pointer may be formed there, a number may.
-template <int locality, Real T>
+template <int locality, class T>
 [[gnu::always_inline]] inline void ask_for(const T* p, Index n) {
   const std::uintptr_t address = reinterpret_cast<std::uintptr_t>(p) + std::uintptr_t(n) * sizeof(T);
   // NOLINTNEXTLINE(performance-no-int-to-ptr): only asked for
   __builtin_prefetch(reinterpret_cast<const void*>(address), 0, locality);
+}
+
+/// p += n where memory may have ended. The compiler does not see that it is a sum: gcc 12 keeps the multiples of a
+/// stride in memory else, and reads them again for each row, which took a third of the time.
+template <class T>
+[[gnu::always_inline]] inline void add_steps(const T*& p, Index n) {
+  std::uintptr_t address = reinterpret_cast<std::uintptr_t>(p) + std::uintptr_t(n) * sizeof(T);
+  asm("" : "+r"(address));
+  p = reinterpret_cast<const T*>(address);  // NOLINT(performance-no-int-to-ptr): see above
 }
 
 /// A block of [rows × cols] of the product, cols ≤ vectors · lanes. Not inlined, and with plain arguments, which come
@@ -215,43 +228,137 @@ void product_once_of(LeftFactor<T> a, MatrixView<const T> b, MatrixView<T> c, Pr
   if (j < c.cols()) product_in_place<T>(a, b.cols(j, b.cols() - j), c.cols(j, c.cols() - j), mode);
 }
 
-/// c = a bᵀ for few rows of a and whole pairs of registers of c, where b comes from memory: squares of it are
-/// transposed in registers. Two of them at a time, since one would wait for its chain of sums.
-template <int rows, Real T>
-[[gnu::noinline]] void product_once_transposed_of(MatrixView<const T> a, MatrixView<const T> b, MatrixView<T> c) {
-  constexpr Index width = lanes<T>;
-  constexpr int squares = 2;
+/// Of numbers stored in fewer bits, as many as fill the word of a T.
+template <Real T, class S>
+inline constexpr int stored_parts = int(sizeof(T) / sizeof(S));
+
+/// Byte `part` of each word as a number.
+#if !defined(RUVECTOR_SCALAR) && !defined(XSIMD_NO_SUPPORTED_ARCHITECTURE)
+template <int part>
+[[gnu::always_inline]] inline Batch<float> signed_byte(Batch<float> words) {
+  using Integers [[gnu::vector_size(sizeof(Batch<float>))]] = std::int32_t;
+  using Floats = decltype(words.pack.data);
+  const auto bits = std::bit_cast<Integers>(words.pack.data);
+  return Batch<float>::wrap(Floats(__builtin_convertvector((bits << (24 - 8 * part)) >> 24, Floats)));
+}
+#else
+template <int part>
+Batch<float> signed_byte(Batch<float> words) {
+  return static_cast<float>(static_cast<std::int8_t>((to_bits(words).pack >> (8 * part)) & 0xffu));
+}
+#endif
+
+/// Number `part` of the words in which numbers of type S are stored side by side.
+template <class S, int part, Real T>
+[[gnu::always_inline]] inline Batch<T> unpack(Batch<T> words) {
+  if constexpr (std::same_as<S, T>) {
+    return words;
+  } else {
+    static_assert(std::same_as<T, float> && std::endian::native == std::endian::little);
+    const Words<float> bits = to_bits(words);
+    if constexpr (std::same_as<S, bfloat16>) {
+      return from_bits<float>(part == 0 ? bits << 16 : bits & 0xffff0000u);
+    } else if constexpr (std::same_as<S, float16>) {  // as float_of_float16
+      const Words<float> half = part == 0 ? bits << 16 : bits & 0xffff0000u, magnitude = (half & 0x7fff0000u) >> 3;
+      const Batch<float> scaled = from_bits<float>(magnitude) * Batch<float>(0x1p112f);
+      const Batch<float> special = from_bits<float>(magnitude | 0x7f800000u);
+      const Batch<float> value = select(scaled >= Batch<float>(0x1p16f), special, scaled);
+      return from_bits<float>(to_bits(value) | (half & 0x80000000u));
+    } else {
+      static_assert(std::same_as<S, std::int8_t>);
+      return signed_byte<part>(words);
+    }
+  }
+}
+
+/// The words at p.
+template <class S, Real T>
+[[gnu::always_inline]] inline Batch<T> load_words(const S* p) {
+  if constexpr (std::same_as<S, T>) {
+    return simd::load(p);
+  } else {
+    Batch<T> words;
+    std::memcpy(&words.pack, p, sizeof words);
+    return words;
+  }
+}
+/// The words of `count` numbers at p, then zeros.
+template <class S, Real T>
+[[nodiscard]] Batch<T> load_words_partial(const S* p, Index count) {
+  if constexpr (std::same_as<S, T>) {
+    return simd::load_partial(p, count);
+  } else {
+    S padded[sizeof(Batch<T>) / sizeof(S)] = {};
+    std::memcpy(padded, p, std::size_t(count) * sizeof(S));
+    return load_words<S, T>(padded);
+  }
+}
+
+/// Columns of which product_once_transposed takes whole multiples.
+template <Real T, class S>
+inline constexpr Index squares_at_once = (std::same_as<S, T> ? 2 : 4) * lanes<T>;
+
+/// c = a bᵀ for few rows of a and whole multiples of squares of c, where b comes from memory, perhaps stored in fewer
+/// bits, perhaps with a factor a row (`scale`, or null): squares of it are transposed in registers. Two of them at a
+/// time, since one would wait for its chain of sums; four where that is still too few to keep up with memory.
+template <int rows, Real T, class S>
+[[gnu::noinline]] void product_once_transposed_of(MatrixView<const T> a, MatrixView<const S> b, const T* scale,
+                                                  MatrixView<T> c, Product mode) {
+  constexpr Index width = lanes<T>, line = width * stored_parts<T, S>;
+  constexpr int parts = stored_parts<T, S>, squares = rows == 1 && parts > 1 ? 4 : 2;
+  constexpr Index in_step = std::min(width, Index(4));  // rows that one pointer reaches
   const Index depth = a.cols(), stride = b.stride();
   // What is asked for next: rows that lie one behind the other from their first line to the last.
-  const Index next_line = stride == depth ? width : stride, next_square = stride == depth ? width : 1;
+  const Index next_line = stride == depth ? line : stride, next_square = stride == depth ? width : 1;
   for (Index j = 0; j < c.cols(); j += squares * width) {
-    Batch<T> sum[squares][rows], step[std::size_t(width)];
-    for (auto& of_square : sum)
-      for (Batch<T>& x : of_square) x = Batch<T>(T(0));
-    const T* right = b.data() + j * stride;
-    const auto add = [&](int square, Index p, Index s) {
+    Batch<T> sum[squares][rows], step[squares][std::size_t(width)];
+    RUVECTOR_UNROLL for (int square = 0; square < squares; ++square) {
       RUVECTOR_UNROLL for (int i = 0; i < rows; ++i) sum[square][i] =
-          simd::fma(Batch<T>(a.data()[i * a.stride() + p + s]), step[s], sum[square][i]);
-    };
-    Index p = 0;
-    for (; p + width <= depth; p += width) RUVECTOR_UNROLL for (int square = 0; square < squares; ++square) {
-        const T* from = right + square * width * stride;
-        RUVECTOR_UNROLL for (Index s = 0; s < width; ++s) {
-          step[s] = simd::load(from + s * stride + p);
-          ask_for<3>(from, transposed_rows_ahead * stride + s * next_line + p * next_square);
-        }
-        transpose_square<T>(step);
-        RUVECTOR_UNROLL for (Index s = 0; s < width; ++s) add(square, p, s);
+          mode == Product::assign ? Batch<T>(T(0)) : simd::load(c.data() + i * c.stride() + j + square * width);
+    }
+    const S* right = b.data() + j * stride;
+    const auto add = [&]<int part>(Index p, Index s, std::integral_constant<int, part>) {
+      RUVECTOR_UNROLL for (int square = 0; square < squares; ++square) {
+        const Batch<T> x = unpack<S, part>(step[square][s]);
+        RUVECTOR_UNROLL for (int i = 0; i < rows; ++i) sum[square][i] =
+            simd::fma(Batch<T>(a.data()[i * a.stride() + p + s * parts + part]), x, sum[square][i]);
       }
-    for (int square = 0; square < squares && p < depth; ++square) {
-      const T* from = right + square * width * stride + p;
-      for (Index s = 0; s < width; ++s) step[s] = simd::load_partial(from + s * stride, depth - p);
-      transpose_square<T>(step);
-      for (Index s = 0; s < depth - p; ++s) add(square, p, s);
+    };
+    const auto add_word = [&]<int... part>(Index p, Index s, Index count, std::integer_sequence<int, part...>) {
+      ((part < count ? add(p, s, std::integral_constant<int, part>{}) : void()), ...);
+    };
+    constexpr auto all = std::make_integer_sequence<int, parts>{};
+    Index p = 0;
+    for (; p + line <= depth; p += line) {
+      RUVECTOR_UNROLL for (int square = 0; square < squares; ++square) {
+        const S* row = right + square * width * stride + p;
+        RUVECTOR_UNROLL for (Index s = 0; s < width; ++s) {
+          step[square][s] = load_words<S, T>(row + s % in_step * stride);
+          if (s % in_step == in_step - 1) add_steps(row, in_step * stride);
+        }
+        transpose_square<T>(step[square]);
+      }
+      const S* next = right;
+      add_steps(next, transposed_rows_ahead * parts * stride + p * next_square);
+      for (Index s = 0; s < width; ++s) {
+        RUVECTOR_UNROLL for (int square = 0; square < squares; ++square) ask_for<0>(next, square * width * stride);
+        add_steps(next, next_line);
+        add_word(p, s, parts, all);
+      }
+    }
+    if (p < depth) {
+      for (int square = 0; square < squares; ++square) {
+        const S* from = right + square * width * stride + p;
+        for (Index s = 0; s < width; ++s) step[square][s] = load_words_partial<S, T>(from + s * stride, depth - p);
+        transpose_square<T>(step[square]);
+      }
+      for (Index s = 0; s * parts < depth - p; ++s) add_word(p, s, depth - p - s * parts, all);
     }
     RUVECTOR_UNROLL for (int square = 0; square < squares; ++square) {
-      RUVECTOR_UNROLL for (int i = 0; i < rows; ++i)
-          simd::store(c.data() + i * c.stride() + j + square * width, sum[square][i]);
+      RUVECTOR_UNROLL for (int i = 0; i < rows; ++i) {
+        if (scale != nullptr) sum[square][i] = sum[square][i] * simd::load(scale + j + square * width);
+        simd::store(c.data() + i * c.stride() + j + square * width, sum[square][i]);
+      }
     }
   }
 }
@@ -278,10 +385,11 @@ void product_once(LeftFactor<T> a, MatrixView<const T> b, MatrixView<T> c, Produ
   with_few_rows(c.rows(), [&](auto rows) { product_once_of<rows.value, T>(a, b, c, mode); });
 }
 
-/// c = a bᵀ in the same way; c.cols() is a multiple of twice the lanes.
-template <Real T>
-void product_once_transposed(MatrixView<const T> a, MatrixView<const T> b, MatrixView<T> c) {
-  with_few_rows(c.rows(), [&](auto rows) { product_once_transposed_of<rows.value, T>(a, b, c); });
+/// c (+)= a bᵀ in the same way; c.cols() is a multiple of twice the lanes. `scale`: [rows of b], for int8.
+template <Real T, class S = T>
+void product_once_transposed(MatrixView<const T> a, MatrixView<const S> b, MatrixView<T> c, const T* scale = nullptr,
+                             Product mode = Product::assign) {
+  with_few_rows(c.rows(), [&](auto rows) { product_once_transposed_of<rows.value, T, S>(a, b, scale, c, mode); });
 }
 
 /// Copies rows first … first+depth−1 of b's columns into a panel `width` wide, zero where there is no column.
@@ -371,6 +479,13 @@ void gemm_transposed(std::type_identity_t<MatrixView<const T>> a, std::type_iden
   check_shape("gemm_transposed: rows of a", c.rows(), a.rows());
   check_shape("gemm_transposed: columns of b", a.cols(), b.cols());
   check_shape("gemm_transposed: rows of b", c.cols(), b.rows());
+  if (c.rows() <= detail::few_rows) {  // where packing b would cost more than the product
+    const Index whole = c.cols() - c.cols() % (2 * lanes<T>), rest = c.cols() - whole;
+    detail::product_once_transposed<T>(a, b.rows(0, whole), c.cols(0, whole), nullptr, mode);
+    if (rest == 0) return;
+    b = b.rows(whole, rest);
+    c = c.cols(whole, rest);
+  }
   detail::product<T>({a.data(), a.stride(), 1}, a.cols(), c, mode, workspace,
                      [&](Index p, Index steps, Index j, Index cols, Index width, T* panel) {
                        detail::pack_panel_transposed<T>(b, p, steps, j, cols, width, panel);

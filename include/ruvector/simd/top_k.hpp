@@ -69,6 +69,9 @@ class TopK {
     for (Index i = 0; i < other.size_; ++i) push(score_of(other.buffer_[i].key), other.buffer_[i].id);
   }
 
+  /// How many it keeps.
+  [[nodiscard]] Index k() const { return k_; }
+
   /// The score below which a candidate is not kept: −∞ until k candidates are known. It lags behind the exact k-th
   /// best.
   [[nodiscard]] T threshold() const { return threshold_; }

@@ -16,37 +16,68 @@ namespace detail {
 
 #if !defined(RUVECTOR_SCALAR) && !defined(XSIMD_NO_SUPPORTED_ARCHITECTURE)
 
-/// Swaps the upper right with the lower left squares of side s in the 2s × 2s blocks whose rows a and b are s apart.
-template <std::size_t s, class V, std::size_t... k>
-[[gnu::always_inline]] inline void exchange_squares(V& a, V& b, std::index_sequence<k...>) {
-  constexpr std::size_t width = sizeof...(k);
-  const V upper = __builtin_shufflevector(a, b, ((k & s) == 0 ? k : width + k - s)...);
-  b = __builtin_shufflevector(a, b, ((k & s) == 0 ? k + s : width + k)...);
-  a = upper;
+// Where the elements of a register come from that takes some of a and some of b, b's counted behind a's.
+
+/// Within each 16 bytes of `lane` elements: runs of `run` elements of a and b by turns, of their first or second half.
+[[nodiscard]] constexpr std::size_t interleaved(std::size_t k, std::size_t lane, std::size_t run, bool second,
+                                                std::size_t width) {
+  const std::size_t turn = k % lane / run;
+  return k / lane * lane + (turn / 2 + (second ? lane / run / 2 : 0)) * run + k % run + (turn % 2 == 0 ? 0 : width);
+}
+/// Every other 16 bytes of a, then of b.
+[[nodiscard]] constexpr std::size_t every_other(std::size_t k, std::size_t lane, bool odd) {
+  return (2 * (k / lane) + (odd ? 1 : 0)) * lane + k % lane;
 }
 
-// A function and no lambda: one that gcc 12 does not inline sends all registers through memory.
-template <std::size_t s, class V, std::size_t width, std::size_t... i>
-[[gnu::always_inline]] inline void exchange_all(V (&row)[width], std::index_sequence<i...> all) {
-  (((i & s) == 0 ? exchange_squares<s>(row[i], row[i | s], all) : void()), ...);
+template <std::size_t lane, std::size_t run, bool second, class V, std::size_t... k>
+[[gnu::always_inline]] inline V interleave(V a, V b, std::index_sequence<k...>) {
+  return __builtin_shufflevector(a, b, interleaved(k, lane, run, second, sizeof...(k))...);
+}
+template <std::size_t lane, bool odd, class V, std::size_t... k>
+[[gnu::always_inline]] inline V take_every_other(V a, V b, std::index_sequence<k...>) {
+  return __builtin_shufflevector(a, b, every_other(k, lane, odd)...);
 }
 
-template <std::size_t s, class V, std::size_t width>
-[[gnu::always_inline]] inline void transpose_registers(V (&row)[width]) {
-  if constexpr (s < width) {
-    exchange_all<s>(row, std::make_index_sequence<width>{});
-    transpose_registers<2 * s>(row);
+// Functions and no lambdas: one that gcc 12 does not inline sends all registers through memory.
+
+/// Transposes squares of 16 bytes: after the last round register i has column i % lane of each.
+template <std::size_t lane, std::size_t run, class V, std::size_t width, std::size_t... i>
+[[gnu::always_inline]] inline void transpose_within(V (&x)[width], std::index_sequence<i...> all) {
+  if constexpr (run < lane) {
+    V y[width];
+    ((y[i] = interleave<lane, run, i % 2 != 0>(x[i / (2 * run) * (2 * run) + i / 2 % run],
+                                               x[i / (2 * run) * (2 * run) + i / 2 % run + run], all)),
+     ...);
+    ((x[i] = y[i]), ...);
+    transpose_within<lane, 2 * run>(x, all);
   }
 }
 
-/// A square of lanes × lanes in registers: log₂ lanes rounds, each of which exchanges squares twice as large (Eklundh
-/// 1972).
+/// Transposes the blocks of 16 bytes, of registers `lane` apart.
+template <std::size_t lane, std::size_t blocks, class V, std::size_t width, std::size_t... i>
+[[gnu::always_inline]] inline void transpose_blocks(V (&x)[width], std::index_sequence<i...> all) {
+  if constexpr (blocks < width / lane) {
+    constexpr std::size_t half = width / 2;
+    V y[width];
+    ((y[i] = take_every_other<lane, i >= half>(x[i % half / lane * 2 * lane + i % lane],
+                                               x[i % half / lane * 2 * lane + i % lane + lane], all)),
+     ...);
+    ((x[i] = y[i]), ...);
+    transpose_blocks<lane, 2 * blocks>(x, all);
+  }
+}
+
+/// A square of lanes × lanes in registers: log₂ lanes rounds. First within 16 bytes, then these as blocks (Eklundh
+/// 1972), so that every step is one instruction without a register of indices: exchanging squares from the smallest to
+/// the largest, which needs them, took twice as long.
 template <Real T>
 [[gnu::always_inline]] inline void transpose_square(Batch<T> (&row)[std::size_t(lanes<T>)]) {
-  constexpr auto width = std::size_t(lanes<T>);
+  constexpr auto width = std::size_t(lanes<T>), lane = 16 / sizeof(T);
+  static_assert(width % lane == 0);
   decltype(Batch<T>::pack.data) x[width];
   for (std::size_t i = 0; i < width; ++i) x[i] = row[i].pack.data;
-  transpose_registers<1>(x);
+  transpose_within<lane, 1>(x, std::make_index_sequence<width>{});
+  transpose_blocks<lane, 1>(x, std::make_index_sequence<width>{});
   for (std::size_t i = 0; i < width; ++i) row[i] = Batch<T>::wrap(x[i]);
 }
 
