@@ -53,7 +53,7 @@ struct InnerProduct {
   void scores(MatrixView<const T> queries, MatrixView<const S> candidates, std::span<const T> scale, MatrixView<T> out,
               Workspace& workspace) const {
     Index j = 0;
-    if constexpr (std::same_as<S, T> || (std::same_as<T, float> && sizeof(S) < sizeof(T))) {
+    if constexpr (std::same_as<T, float> && sizeof(S) < sizeof(T)) {
       if (queries.rows() > 0 && queries.rows() <= simd::detail::few_rows) {
         constexpr Index whole = simd::detail::squares_at_once<T, S>;
         j = candidates.rows() / whole * whole;

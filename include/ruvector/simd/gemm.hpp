@@ -385,7 +385,8 @@ void product_once(LeftFactor<T> a, MatrixView<const T> b, MatrixView<T> c, Produ
   with_few_rows(c.rows(), [&](auto rows) { product_once_of<rows.value, T>(a, b, c, mode); });
 }
 
-/// c (+)= a bᵀ in the same way; c.cols() is a multiple of twice the lanes. `scale`: [rows of b], for int8.
+/// c (+)= a bᵀ in the same way; c.cols() is a multiple of squares_at_once. `scale`: [rows of b] factors of c's columns,
+/// or null.
 template <Real T, class S = T>
 void product_once_transposed(MatrixView<const T> a, MatrixView<const S> b, MatrixView<T> c, const T* scale = nullptr,
                              Product mode = Product::assign) {
@@ -479,8 +480,8 @@ void gemm_transposed(std::type_identity_t<MatrixView<const T>> a, std::type_iden
   check_shape("gemm_transposed: rows of a", c.rows(), a.rows());
   check_shape("gemm_transposed: columns of b", a.cols(), b.cols());
   check_shape("gemm_transposed: rows of b", c.cols(), b.rows());
-  if (c.rows() <= detail::few_rows) {  // where packing b would cost more than the product
-    const Index whole = c.cols() - c.cols() % (2 * lanes<T>), rest = c.cols() - whole;
+  if (c.rows() > 0 && c.rows() <= detail::few_rows) {  // where packing b would cost more than the product
+    const Index whole = c.cols() - c.cols() % detail::squares_at_once<T, T>, rest = c.cols() - whole;
     detail::product_once_transposed<T>(a, b.rows(0, whole), c.cols(0, whole), nullptr, mode);
     if (rest == 0) return;
     b = b.rows(whole, rest);
