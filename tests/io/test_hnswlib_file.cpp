@@ -183,7 +183,7 @@ TEST_CASE("hnswlib_file: bytes that lie anywhere are copied, and only viewed if 
   const Bytes good = io_files::read(golden);
   const auto layers = io::read_hnswlib<float>(good);
   std::vector<std::byte> moved(good.size() + 8);
-  for (const std::size_t offset : {1, 2, 3, 5}) {
+  for (const std::size_t offset : {1u, 2u, 3u, 5u}) {
     const std::span<std::byte> file(moved.data() + offset, good.size());
     std::ranges::copy(good, file.begin());
     CHECK(made_up_hnsw::same(io::read_hnswlib<float>(file), layers));

@@ -6,13 +6,13 @@
 #include "ruvector/core/view.hpp"
 #include "ruvector/core/workspace.hpp"
 #include "ruvector/graph/hnsw_layers.hpp"
+#include "ruvector/search/filter.hpp"
 #include "ruvector/search/neighbor_scores.hpp"
 #include "ruvector/search/scores.hpp"
 #include "ruvector/search/types.hpp"
 
 #include <algorithm>
 #include <cmath>
-#include <concepts>
 #include <cstdint>
 #include <limits>
 #include <span>
@@ -24,12 +24,7 @@ namespace ruvector::inline RUVECTOR_ABI::search {
 struct HnswSearchConfig {
   Index k = 10;   ///< how many to find
   Index ef = 64;  ///< how many of the best so far are kept on level 0, at least k: more find better and take longer
-};
-
-/// Lets every id pass.
-struct AnyId {
-  /// True.
-  [[nodiscard]] bool operator()(Index) const { return true; }
+  std::span<const Filter> filters = {};  ///< by id: none, one for all queries, or one each
 };
 
 namespace detail {
@@ -39,23 +34,19 @@ template <Real T>
 struct Scored {
   T score;
   graph::HnswNode node;
-
-  /// The better one comes first: a total order, if no score is NaN.
-  [[nodiscard]] friend bool operator<(Scored a, Scored b) {
-    return a.score > b.score || (a.score == b.score && a.node < b.node);
-  }
 };
 
 /// What a best-first walk knows: the ef best so far, and the nodes that it has yet to leave by their links. Its memory
-/// ends with the frame.
+/// ends with the frame. Which of equal scores goes first is left to the heaps of the standard library, as it is in
+/// hnswlib: where points are there twice, it decides about the rest of the way.
 template <Real T>
 class Frontier {
  public:
   Frontier(Workspace::Frame& frame, Index ef)
-      : frame_(frame), best_(frame.span<Scored<T>>(ef)), open_(frame.span<Scored<T>>(Index(1024))) {}
+      : frame_(frame), best_(frame.span<Scored<T>>(ef + 1)), open_(frame.span<Scored<T>>(Index(1024))) {}
 
   /// Whether a score could be among the ef best.
-  [[nodiscard]] bool wants(T score) const { return kept_ < best_.size() || score > best_[0].score; }
+  [[nodiscard]] bool wants(T score) const { return !full() || score > best_[0].score; }
 
   /// Adds a node that is wanted; one that is not `allowed` is passed through, but not kept.
   void add(Scored<T> node, bool allowed) {
@@ -63,17 +54,15 @@ class Frontier {
     open_[opened_++] = node;
     std::push_heap(open_.begin(), open_.begin() + Index(opened_), worse);
     if (!allowed) return;
-    if (kept_ == best_.size())
-      std::pop_heap(best_.begin(), best_.end());
-    else
-      ++kept_;
-    best_[kept_ - 1] = node;
-    std::push_heap(best_.begin(), best_.begin() + Index(kept_));
+    const bool one_too_many = full();
+    best_[kept_++] = node;
+    std::push_heap(best_.begin(), best_.begin() + Index(kept_), better);
+    if (one_too_many) std::pop_heap(best_.begin(), best_.begin() + Index(kept_--), better);
   }
 
   /// Takes the best node that has not been left. False where all the others are worse than the ef best.
   [[nodiscard]] bool next(graph::HnswNode& node) {
-    if (opened_ == 0 || (kept_ == best_.size() && open_[0].score < best_[0].score)) return false;
+    if (opened_ == 0 || (full() && open_[0].score < best_[0].score)) return false;
     node = open_[0].node;
     std::pop_heap(open_.begin(), open_.begin() + Index(opened_--), worse);
     return true;
@@ -83,7 +72,10 @@ class Frontier {
   [[nodiscard]] std::span<Scored<T>> best() { return best_.first(kept_); }
 
  private:
-  static constexpr auto worse = [](Scored<T> a, Scored<T> b) { return b < a; };
+  static constexpr auto better = [](Scored<T> a, Scored<T> b) { return a.score > b.score; };
+  static constexpr auto worse = [](Scored<T> a, Scored<T> b) { return a.score < b.score; };
+
+  [[nodiscard]] bool full() const { return kept_ + 1 == best_.size(); }
 
   // How many there will be is not known before.
   void grow() {
@@ -93,7 +85,7 @@ class Frontier {
   }
 
   Workspace::Frame& frame_;
-  std::span<Scored<T>> best_;  // a heap, the worst in front
+  std::span<Scored<T>> best_;  // a heap, the worst in front, with room for one more
   std::size_t kept_ = 0;
   std::span<Scored<T>> open_;  // a heap, the best in front
   std::size_t opened_ = 0;
@@ -127,10 +119,10 @@ class VisitedNodes {
 ///
 /// Each query walks down from the entry point: above level 0 along the best neighbour as long as there is a better one,
 /// on level 0 best first, keeping the ef best (Malkov and Yashunin 2016, algorithms 2 and 5). Nodes are visited in the
-/// order of hnswlib's searchKnn, so with the score that the index was built for the result is the same, ties and
-/// rounding aside. Ids are `layers.ids()`, ties go to the smaller one. A point that is deleted or refused by the filter
-/// is passed through, not returned. A NaN score counts as absent: such a point is never returned, and passed through as
-/// if it were the farthest; a query with NaN finds nothing.
+/// order of hnswlib's searchKnn, so with the score that the index was built for the result is the same, rounding aside,
+/// and that of several equal scores in the last places the smaller ids stay. Ids are `layers.ids()`. A point that is
+/// deleted or refused by the filter is passed through, not returned. A NaN score counts as absent: such a point is
+/// never returned, and passed through as if it were the farthest; a query with NaN finds nothing.
 ///
 /// What a query finds depends on it alone, not on the batch or the executor. Holds a reference to the layers. Const and
 /// reentrant.
@@ -140,43 +132,36 @@ class HnswSearch {
   /// What it computes in.
   using Scalar = ScalarOf<S>;
 
-  /// Searches the points of `layers`, which must outlive it.
+  /// Searches the points of `layers`, which must outlive it. O(points).
   ///@{
-  HnswSearch(S score, const graph::HnswLayers<Scalar>& layers) : score_(std::move(score)), layers_(&layers) {}
+  HnswSearch(S score, const graph::HnswLayers<Scalar>& layers) : score_(std::move(score)), layers_(&layers) {
+    for (const Index id : layers.ids()) last_id_ = std::max(last_id_, id);
+  }
   HnswSearch(S score, const graph::HnswLayers<Scalar>&& layers) = delete;
   ///@}
 
-  /// Finds for each query [B×d] up to k near points; places beyond those found stay empty. `evaluations` [B], if
-  /// wanted, becomes how many scores each took: the cost of a search whatever the machine. Throws ShapeError unless the
-  /// widths agree, ConfigError for k < 0 or ef < 1. A second call of the same sizes allocates nothing.
-  void search(MatrixView<const Scalar> queries, HnswSearchConfig config, SearchResult<Scalar>& result,
-              Workspace& workspace, std::span<Index> evaluations = {}) const {
+  /// Finds for each query [B×d] up to k near points; places beyond those found stay empty. `result.distance_count` has
+  /// how many scores each took: the cost of a search whatever the machine. The fewer points a filter admits, the longer
+  /// the walk: where it admits a few hundred, scan them instead. Throws ShapeError unless the widths and the filters
+  /// fit (a bitmap has a bit for each id up to the largest), ConfigError for k < 0 or ef < 1. A second call of the same
+  /// sizes allocates nothing.
+  void search(MatrixView<const Scalar> queries, const HnswSearchConfig& config, SearchResult<Scalar>& result,
+              Workspace& workspace) const {
     Serial serial;
-    search(queries, config, AnyId{}, result, serial, workspace, evaluations);
+    search(queries, config, result, serial, workspace);
   }
 
   /// The same on several threads, which share out the queries.
   template <Executor E>
-  void search(MatrixView<const Scalar> queries, HnswSearchConfig config, SearchResult<Scalar>& result, E& executor,
-              Workspace& workspace, std::span<Index> evaluations = {}) const {
-    search(queries, config, AnyId{}, result, executor, workspace, evaluations);
-  }
-
-  /// The same among the points whose id the filter lets pass: `bool allowed(Index id)`, called from all threads. The
-  /// fewer pass, the longer the walk: where only a few hundred do, scan them.
-  template <std::predicate<Index> Filter, Executor E>
-  void search(MatrixView<const Scalar> queries, HnswSearchConfig config, const Filter& allowed,
-              SearchResult<Scalar>& result, E& executor, Workspace& workspace,
-              std::span<Index> evaluations = {}) const {
-    if (config.k < 0) throw_config_error("HnswSearch: k", ">= 0", double(config.k));
-    if (config.ef < 1) throw_config_error("HnswSearch: ef", ">= 1", double(config.ef));
-    if (layers_->nodes() > 0) check_shape("HnswSearch: columns of queries", layers_->dim(), queries.cols());
-    if (!evaluations.empty()) check_shape("HnswSearch: evaluations", queries.rows(), Index(evaluations.size()));
+  void search(MatrixView<const Scalar> queries, const HnswSearchConfig& config, SearchResult<Scalar>& result,
+              E& executor, Workspace& workspace) const {
+    check(queries, config);
     result.resize(queries.rows(), config.k);
     workspace.reserve_workers(executor.concurrency());
     executor.parallel_for(queries.rows(), [&](Index i, Index worker) {
-      const Index count = find(queries.row(i), config, allowed, result, i, workspace.worker(worker));
-      if (!evaluations.empty()) evaluations[std::size_t(i)] = count;
+      Walk walk{queries.row(i), filter_of(config, i), workspace.worker(worker)};
+      find(walk, config, result, i);
+      result.distance_count[i] = walk.evaluations;
     });
   }
 
@@ -191,29 +176,39 @@ class HnswSearch {
   // One query, and what it needs to score the neighbours of a node.
   struct Walk {
     std::span<const Scalar> query;
+    const Filter* filter;  // null: all ids
     Workspace& workspace;
-    std::span<Node> chosen;    // [most links] nodes to score, and
-    std::span<Scalar> scores;  // their scores
+    std::span<Node> chosen = {};    // [most links] nodes to score, and
+    std::span<Scalar> scores = {};  // their scores
     Index evaluations = 0;
   };
 
-  template <class Filter>
-  Index find(std::span<const Scalar> query, HnswSearchConfig config, const Filter& allowed,
-             SearchResult<Scalar>& result, Index i, Workspace& workspace) const {
+  void check(MatrixView<const Scalar> queries, const HnswSearchConfig& config) const {
+    if (config.k < 0) throw_config_error("HnswSearch: k", ">= 0", double(config.k));
+    if (config.ef < 1) throw_config_error("HnswSearch: ef", ">= 1", double(config.ef));
+    if (layers_->nodes() > 0) check_shape("HnswSearch: columns of queries", layers_->dim(), queries.cols());
+    const Index filters = Index(config.filters.size());
+    if (filters > 1) check_shape("HnswSearch: filters", queries.rows(), filters);
+    for (const Filter& filter : config.filters) filter.check(last_id_ + 1);
+  }
+
+  [[nodiscard]] static const Filter* filter_of(const HnswSearchConfig& config, Index i) {
+    return config.filters.empty() ? nullptr : &config.filters[config.filters.size() == 1 ? 0 : std::size_t(i)];
+  }
+
+  void find(Walk& walk, const HnswSearchConfig& config, SearchResult<Scalar>& result, Index i) const {
     const auto not_a_number = [](Scalar x) { return std::isnan(x); };
-    if (config.k == 0 || layers_->nodes() == 0 || std::ranges::any_of(query, not_a_number)) {
-      write({}, result, i);
-      return 0;
-    }
-    auto frame = workspace.frame();
+    if (config.k == 0 || layers_->nodes() == 0 || std::ranges::any_of(walk.query, not_a_number))
+      return write({}, result, i);
+    auto frame = walk.workspace.frame();
     const graph::HnswParameters& parameters = layers_->parameters();
     const Index most = std::max({Index(1), parameters.max_links, parameters.max_links_0});
-    Walk walk{query, workspace, frame.span<Node>(most), frame.span<Scalar>(most)};
+    walk.chosen = frame.template span<Node>(most);
+    walk.scores = frame.template span<Scalar>(most);
     detail::Frontier<Scalar> frontier(frame, std::min(std::max(config.ef, config.k), layers_->nodes()));
     detail::VisitedNodes visited(frame, layers_->nodes());
-    walk_level_0(walk, descend(walk), allowed, frontier, visited);
+    walk_level_0(walk, descend(walk), frontier, visited);
     write(frontier.best(), result, i);
-    return walk.evaluations;
   }
 
   // Scores the first `count` chosen nodes.
@@ -253,14 +248,12 @@ class HnswSearch {
   }
 
   // Best first from a node whose score is known.
-  template <class Filter>
-  void walk_level_0(Walk& walk, Node start, const Filter& allowed, detail::Frontier<Scalar>& frontier,
-                    detail::VisitedNodes& visited) const {
+  void walk_level_0(Walk& walk, Node start, detail::Frontier<Scalar>& frontier, detail::VisitedNodes& visited) const {
     const graph::CsrView<Node> links = layers_->level(0).graph.view();
     const auto add = [&](Node node, Scalar score) {
       const bool number = !std::isnan(score);
       if (frontier.wants(number ? score : lowest))
-        frontier.add({number ? score : lowest, node}, number && returned(node, allowed));
+        frontier.add({number ? score : lowest, node}, number && returned(node, walk.filter));
     };
     (void)visited.visit(start);
     add(start, walk.scores[0]);
@@ -275,10 +268,9 @@ class HnswSearch {
     }
   }
 
-  template <class Filter>
-  [[nodiscard]] bool returned(Node node, const Filter& allowed) const {
+  [[nodiscard]] bool returned(Node node, const Filter* filter) const {
     if (!layers_->deleted().empty() && layers_->deleted()[node] != 0) return false;
-    return allowed(layers_->ids()[node]);
+    return filter == nullptr || filter->admits(layers_->ids()[node]);
   }
 
   // The k best of those found, best first.
@@ -300,6 +292,7 @@ class HnswSearch {
 
   S score_;
   const graph::HnswLayers<Scalar>* layers_;
+  Index last_id_ = -1;
 };
 
 }  // namespace ruvector::inline RUVECTOR_ABI::search
