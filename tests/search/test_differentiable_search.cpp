@@ -65,7 +65,7 @@ TEST_CASE("differentiable_search: agrees with @ruvector/gnn to 1e-5", "[search]"
     REQUIRE(result.count[0] == Index(ids.size()));
     for (std::size_t place = 0; place < ids.size(); ++place, ++places) {
       CHECK(result.ids(0, Index(place)) == ids[place]);
-      CHECK(support::near(result.weights(0, Index(place)), weights[place], {.absolute = 1e-5}));
+      CHECK(support::near(double(result.weights(0, Index(place))), double(weights[place]), {.absolute = 1e-5}));
     }
   }
   CHECK(places > 20);
@@ -283,7 +283,8 @@ TEST_CASE("differentiable_search_v2: a low temperature is the hard maximum; k be
     CHECK(result.ids(i, 40) == -1);
     CHECK(result.weights(i, 0) == 1);
     for (Index e = 0; e < 6; ++e)
-      CHECK(support::near(result.embedding(i, e), key(result.ids(i, 0), e), support::rounding<float>(2)));
+      CHECK(
+          support::near(double(result.embedding(i, e)), double(key(result.ids(i, 0), e)), support::rounding<float>(2)));
   }
   differentiable_search_v2(cold, {.query = query, .key = MatrixView<const float>(), .k = 4}, result, ws);
   CHECK(result.count[2] == 0);
@@ -306,7 +307,7 @@ TEST_CASE("differentiable_search_v2: hyperbolic and dual-space searches; the sec
   differentiable_search_dual_space(in, both, result, ws);
   const auto attention = attention::make_dual_space<attention::DualSpaceFlash<float>>(both);
   const auto parts = attention.score.space_contributions(query.row(1), key.row(result.ids(1, 0)));
-  CHECK(support::near(parts.first + parts.second, result.scores(1, 0), support::rounding<float>(16)));
+  CHECK(support::near(double(parts.first + parts.second), double(result.scores(1, 0)), support::rounding<float>(16)));
   CHECK(support::allocations_in([&] { differentiable_search_dual_space(in, both, result, ws); }) == 0);
   CHECK_THROWS_AS(differentiable_search_hyperbolic(in, 0.0, 1.0, result, ws), ConfigError);
   CHECK_THROWS_AS(differentiable_search_hyperbolic(in, 1.0, 0.0, result, ws), ConfigError);
