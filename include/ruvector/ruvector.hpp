@@ -82,6 +82,7 @@
 #include "ruvector/nn/mlp.hpp"
 #include "ruvector/nn/rms_norm.hpp"
 #include "ruvector/nn/rows.hpp"
+#include "ruvector/search/diameter_bound.hpp"
 #include "ruvector/search/differentiable_search.hpp"
 #include "ruvector/search/exact_search.hpp"
 #include "ruvector/search/filter.hpp"

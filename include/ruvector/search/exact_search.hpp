@@ -173,7 +173,7 @@ class ExactSearch {
     if (valued) check_shape("ExactSearch: rows of value", n, candidates_.value.rows());
     check_shape("ExactSearch: key_scale", scaled ? n : 0, Index(candidates_.key_scale.size()));
     check_shape("ExactSearch: value_scale", scaled && valued ? n : 0, Index(candidates_.value_scale.size()));
-    if (!rescorable()) return;
+    if (candidates_.exact.empty()) return;
     check_shape("ExactSearch: rows of exact", n, candidates_.exact.rows());
     check_shape("ExactSearch: columns of exact", candidates_.key.cols(), candidates_.exact.cols());
   }
@@ -275,7 +275,7 @@ class ExactSearch {
   static constexpr Index tile = attention::detail::tile_keys;
   static_assert(tile == 64, "a word of a filter");
 
-  [[nodiscard]] bool rescorable() const { return candidates_.exact.data() != nullptr; }
+  [[nodiscard]] bool rescorable() const { return !candidates_.exact.empty() || candidates_.key.empty(); }
 
   void check(MatrixView<const T> queries, const ExactSearchConfig<T>& config, Index first_id) const {
     check_shape("ExactSearch: columns of queries", candidates_.key.cols(), queries.cols());
@@ -287,6 +287,10 @@ class ExactSearch {
     const Index filters = Index(config.filters.size());
     if (filters > 1) check_shape("ExactSearch: filters", queries.rows(), filters);
     for (const Filter& filter : config.filters) filter.check(first_id + candidates_.key.rows());
+  }
+
+  [[nodiscard]] MatrixView<const T> exact_row(Index id) const {
+    return candidates_.exact.empty() ? MatrixView<const T>(nullptr, 1, 0) : candidates_.exact.rows(id, 1);
   }
 
   // Rows of a block, whole tiles.
@@ -440,8 +444,7 @@ class ExactSearch {
     const auto stored = frame.template span<T>(best.k()), exact = frame.template span<T>(best.k());
     const auto count = std::size_t(best.finish(ids, stored));
     for (std::size_t p = 0; p < count; ++p)
-      score_.scores(task.queries.rows(i, 1), candidates_.exact.rows(ids[p], 1), MatrixView<T>(&exact[p], 1, 1),
-                    workspace);
+      score_.scores(task.queries.rows(i, 1), exact_row(ids[p]), MatrixView<T>(&exact[p], 1, 1), workspace);
     selections.restart(i, std::min(task.config.k, best.k()));
     for (std::size_t p = 0; p < count; ++p) best.push(exact[p], ids[p]);
     if (task.config.softmax)

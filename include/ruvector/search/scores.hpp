@@ -45,36 +45,31 @@ struct InnerProduct {
   /// out_ij = q_i·k_j, one chain of fused multiply-adds in index order. O(m n d).
   void scores(MatrixView<const T> queries, MatrixView<const T> candidates, MatrixView<T> out,
               Workspace& workspace) const {
-    scores<T>(queries, candidates, {}, out, workspace);
+    multiply(queries, candidates, out, workspace);
   }
 
-  /// The same from candidates in any storage: those of int8 are multiplied as integers, and their score by the scale.
+  /// The same from candidates in fewer bits. Those of int8 are multiplied as integers, and their score by the scale.
   template <attention::Storage S>
+    requires(!std::same_as<S, T>)
   void scores(MatrixView<const T> queries, MatrixView<const S> candidates, std::span<const T> scale, MatrixView<T> out,
               Workspace& workspace) const {
     Index j = 0;
-    if constexpr (std::same_as<T, float> && sizeof(S) < sizeof(T)) {
-      if (queries.rows() > 0 && queries.rows() <= simd::detail::few_rows) {
-        constexpr Index whole = simd::detail::squares_at_once<T, S>;
+    if constexpr (std::same_as<T, float> && !Real<S>) {
+      constexpr Index whole = simd::detail::squares_at_once<T, S>;
+      if (queries.rows() > 0 && queries.rows() <= simd::detail::few_rows && candidates.rows() >= whole) {
         j = candidates.rows() / whole * whole;
-        if (j > 0)
-          simd::detail::product_once_transposed<T, S>(queries, candidates.rows(0, j), out.cols(0, j), scale.data());
+        simd::detail::product_once_transposed<T, S>(queries, candidates.rows(0, j), out.cols(0, j), scale.data());
       }
     }
     if (j == candidates.rows()) return;
-    const Index rest = candidates.rows() - j;
-    if constexpr (std::same_as<S, T>) {
-      multiply(queries, candidates.rows(j, rest), out.cols(j, rest), workspace);
-    } else {
-      auto frame = workspace.frame();
-      const MatrixView<T> rows = frame.template matrix<T>(rest, candidates.cols());
-      const T one[] = {T(1)};
-      for (Index r = 0; r < rest; ++r)
-        attention::detail::read_row<T, S>(candidates.rows(j + r, 1), one, 0, rows.row(r));
-      multiply(queries, rows, out.cols(j, rest), workspace);
-      for (Index i = 0; !scale.empty() && i < queries.rows(); ++i)
-        for (Index c = j; c < candidates.rows(); ++c) out(i, c) *= scale[std::size_t(c)];
-    }
+    auto frame = workspace.frame();
+    const MatrixView<T> rows = frame.template matrix<T>(candidates.rows() - j, candidates.cols());
+    const T one[] = {T(1)};
+    for (Index r = 0; r < rows.rows(); ++r)
+      attention::detail::read_row<T, S>(candidates.rows(j + r, 1), one, 0, rows.row(r));
+    multiply(queries, rows, out.cols(j, rows.rows()), workspace);
+    for (Index i = 0; !scale.empty() && i < queries.rows(); ++i)
+      for (Index c = j; c < candidates.rows(); ++c) out(i, c) *= scale[std::size_t(c)];
   }
 
  private:
