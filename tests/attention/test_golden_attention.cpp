@@ -25,8 +25,8 @@ namespace {
 using namespace ruvector;
 using namespace ruvector::attention;
 
-/// 1e-5 in float, 1e-10 in double, and where the numbers of an array are larger than 10, a tenth of that of the largest:
-/// a small sum of large products is no more exact than they are.
+/// 1e-5 in float, 1e-10 in double, and where the numbers of an array are larger than 10, a tenth of that of the
+/// largest: a small sum of large products is no more exact than they are.
 template <class T>
 support::Tolerance tolerance(std::span<const double> expected) {
   const double bound = sizeof(T) == 8 ? 1e-10 : 1e-5;
