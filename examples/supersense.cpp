@@ -257,7 +257,7 @@ Run run_one(const Options& o, const SupersenseGraph& data, bool look_at_test) {
 Run find_or_run(const Options& o, const SupersenseGraph& data, bool look_at_test = true) {
   const std::string key = key_of(o);
   if (const auto run = find_run(o.csv, key)) return *run;
-  const Run run = run_one(o, data, look_at_test);
+  Run run = run_one(o, data, look_at_test);
   if (run.complete && !o.csv.empty()) append_csv(o.csv, csv_header, line_of(key, run));
   return run;
 }

@@ -216,6 +216,7 @@ struct Split {
   rng.shuffle(std::span(rest));
   const auto wanted = static_cast<std::size_t>(labels * static_cast<double>(n));
   rest.resize(std::clamp<std::size_t>(wanted, 1, rest.size()));
+  rng.shuffle(std::span(split.validation));  // so that the first of them speak for all
   return split;
 }
 
