@@ -153,7 +153,8 @@ std::vector<Point> curve(Data& data) {
     }
     for (auto* rates : {&theirs, &ours}) std::ranges::nth_element(*rates, rates->begin() + 2);
     const double evaluations = double(answers.evaluations) / double(asked);
-    points_of_curve.push_back({true, ef, recall(answers.theirs, truth), theirs[2], evaluations});
+    // hnswlib looks twice at the node where it enters level 0.
+    points_of_curve.push_back({true, ef, recall(answers.theirs, truth), theirs[2], evaluations + 1});
     points_of_curve.push_back({false, ef, recall(answers.ours, truth), ours[2], evaluations});
     std::printf("%8td %9.4f %9.0f %14.0f %14.0f\n", ef, points_of_curve.back().recall, evaluations, theirs[2], ours[2]);
   }
@@ -183,14 +184,14 @@ std::string svg(const std::vector<Point>& points) {
                         "text{font:13px sans-serif;fill:#444}line{stroke:#ddd}.a{stroke:#888;fill:#888}"
                         ".b{stroke:#c33;fill:#c33}.a text{fill:#666;stroke:none}.b text{fill:#c33;stroke:none}");
   const auto x = [](double r) { return 70 + 540 * (-std::log10(1 - std::min(r, 0.9999)) - 0.4) / 3.6; };
-  const auto y = [](double rate) { return 370 - 320 * (std::log10(rate) - 3) / 1.5; };
+  const auto y = [](double rate) { return 370 - 320 * (std::log10(rate) - 2.6) / 1.9; };
   for (const auto& [r, label] :
        {std::pair{0.7, "0.7"}, {0.9, "0.9"}, {0.97, "0.97"}, {0.99, "0.99"}, {0.997, "0.997"}, {0.999, "0.999"}}) {
     picture.line(x(r), 50, x(r), 370, "");
     picture.text(x(r), 390, label, "text-anchor=\"middle\"");
   }
   for (const auto& [rate, label] :
-       {std::pair{1e3, "1,000"}, {2e3, "2,000"}, {5e3, "5,000"}, {1e4, "10,000"}, {2e4, "20,000"}}) {
+       {std::pair{500.0, "500"}, {1e3, "1,000"}, {2e3, "2,000"}, {5e3, "5,000"}, {1e4, "10,000"}, {2e4, "20,000"}}) {
     picture.line(70, y(rate), 610, y(rate), "");
     picture.text(62, y(rate) + 4, label, "text-anchor=\"end\"");
   }
@@ -205,7 +206,7 @@ std::string svg(const std::vector<Point>& points) {
       picture.circle(x(p.recall), y(p.rate), 3, "");
       last = &p;
     }
-    picture.text(610, of_hnswlib ? 60 : 78, of_hnswlib ? "hnswlib 0.6.2" : "ruvector, same index and ef",
+    picture.text(610, of_hnswlib ? 60 : 78, of_hnswlib ? "hnswlib" : "ruvector, same index and ef",
                  "text-anchor=\"end\"");
     picture.end_group();
   }
