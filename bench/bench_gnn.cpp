@@ -8,6 +8,7 @@
 #include <ruvector/gnn/ruvector_layer_v2.hpp>
 #include <ruvector/graph/csr_graph.hpp>
 #include <ruvector/nn/gru_cell.hpp>
+#include <ruvector/search/hierarchical.hpp>
 
 #include <CLI/CLI.hpp>
 
@@ -20,7 +21,8 @@
 #include <vector>
 
 // Rows G1 to G4 of the table of targets, on one thread. With --torch PYTHON rows G1 and G3 are also measured in turns
-// with gnn_torch.py in PyTorch, with --node FOLDER row G4 with gnn_node.mjs and the @ruvector/gnn installed there.
+// with gnn_torch.py in PyTorch, with --node FOLDER row G4, and S5 of version 1's search, with gnn_node.mjs and the
+// @ruvector/gnn installed there.
 
 namespace {
 
@@ -296,6 +298,41 @@ void layer_v1(const Program& program) {
       [&] { return bench::relative_error(std::span<const float>(out), std::span<const double>(exact_out)); });
 }
 
+// Version 1's search over three levels.
+void search_v1(const Program& program) {
+  if (!program.rows.wanted("S5") || program.node == nullptr) return;
+  constexpr Index width = 128;
+  const gnn::RuvectorLayerConfig config{.input = width, .hidden = width, .heads = 4, .dropout = 0.1};
+  Rng rng(1);
+  std::vector<gnn::RuvectorLayer<float>> layers;
+  std::vector<gnn::RuvectorLayer<double>> reference;
+  std::vector<Matrix<float>> matrices;
+  std::vector<Matrix<double>> exact_matrices;
+  for (const Index n : {100, 1000, 10000}) {
+    layers.emplace_back(config, rng);
+    reference.emplace_back(config, rng);
+    copy_parameters(layers.back(), reference.back());
+    matrices.push_back(random_matrix<float>(rng, n, width));
+    exact_matrices.push_back(exact(matrices.back()));
+  }
+  const std::vector<MatrixView<const float>> levels(matrices.begin(), matrices.end());
+  const std::vector<MatrixView<const double>> exact_levels(exact_matrices.begin(), exact_matrices.end());
+  const Matrix<float> query = random_matrix<float>(rng, 1, width);
+  const Matrix<double> exact_query = exact(query);
+  std::vector<float> out(width);
+  std::vector<double> exact_out(width);
+  Workspace ws;
+  search::SearchResult<float> scratch;
+  search::SearchResult<double> exact_scratch;
+  search::hierarchical_forward(exact_query.row(0), exact_levels, reference, std::span<double>(exact_out), exact_scratch,
+                               ws);
+  program.rows.ratio(
+      "S5", "@ruvector/gnn against this, hierarchical_forward, 100/1k/10k x 128", {10}, bench::wall_clock,
+      [&] { (void)program.node->ask("S5"); },
+      [&] { search::hierarchical_forward(query.row(0), levels, layers, std::span<float>(out), scratch, ws); },
+      [&] { return bench::relative_error(std::span<const float>(out), std::span<const double>(exact_out)); });
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -320,5 +357,6 @@ int main(int argc, char** argv) {
   layer_v2(program);
   gru(program);
   layer_v1(program);
+  search_v1(program);
   return rows.finish();
 }
