@@ -17,7 +17,8 @@
 // one can spoil another; a table of vectors, which shares nothing, would have nothing to forget.
 //
 // The strengths of ewc and si were chosen on validation rows with one seed that is not used elsewhere (100), eight
-// trials each (the powers of ten of --tune); none, replay and joint have nothing to choose.
+// trials each (the powers of ten of --tune), by what is right at the end; split Fashion-MNIST in its task-incremental
+// scenario, whose choice the other one shares. none, replay and joint have nothing to choose.
 
 #include "support/continual_data.hpp"
 #include "support/continual_learning.hpp"
@@ -77,11 +78,10 @@ struct Options {
 
 /// As chosen by --tune.
 double tuned_strength(const Options& options, Arm arm, Scenario scenario) {
+  if (arm != Arm::ewc && arm != Arm::si) return 0;
   if (options.strength) return *options.strength;
-  const bool fashion = options.data == "fashion", task = scenario == Scenario::task;
-  if (arm == Arm::ewc) return fashion ? (task ? 1e4 : 1e3) : (task ? 1e3 : 1e3);
-  if (arm == Arm::si) return fashion ? (task ? 1e3 : 1e1) : (task ? 1e1 : 1e1);
-  return 0;
+  if (options.data == "fashion") return arm == Arm::ewc ? 1e4 : 1e3;
+  return arm == Arm::ewc && scenario == Scenario::classes ? 1e4 : 1e2;
 }
 
 ContinualResult run(const ContinualProblem& problem, const Options& options, ContinualConfig config,

@@ -237,6 +237,9 @@ class ContinualTrainer {
     std::vector<Index> rows, old;
     for (Index t = config_.arm == Arm::joint ? 0 : task; t <= task; ++t)
       rows.insert(rows.end(), problem_.tasks[std::size_t(t)].train.begin(), problem_.tasks[std::size_t(t)].train.end());
+    // A training shorter than an epoch must not see the first rows alone, which are those of the first tasks.
+    ruvector::Rng order = ruvector::Rng(config_.seed).split(6).split(std::uint64_t(task));
+    order.shuffle(std::span(rows));
     for (Index i = 0; config_.arm == Arm::replay && i < learner.memory.size(); ++i)
       old.push_back(learner.memory.tag(i));
     // Sample s of a batch is a row of the task or, of every second one with a memory, a row of that.
