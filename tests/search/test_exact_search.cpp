@@ -388,10 +388,7 @@ struct Stored {
   Vector<float> key_scale, value_scale;
 
   Stored(Index n, Index d, Index v, Rng& rng)
-      : key(integers<float>(n, d, rng)),
-        value(integers<float>(n, v, rng)),
-        stored_key(n, d),
-        stored_value(n, v) {
+      : key(integers<float>(n, d, rng)), value(integers<float>(n, v, rng)), stored_key(n, d), stored_value(n, v) {
     constexpr bool scaled = std::same_as<S, std::int8_t>;
     if constexpr (scaled) key_scale = value_scale = Vector<float>(n, 0.5f);
     const auto store = [&](Matrix<float>& from, Matrix<S>& to, Vector<float>& scale) {
@@ -477,7 +474,7 @@ void check_query(const Stored<S>& data, std::span<const float> query, const sear
   }
   if (!config.softmax) return;
   const double log_sum_exp = top + std::log(sum);  // −∞ where nothing was seen
-  constexpr double rounding = 2e-5;  // 4096 terms in chains of 256, and what a re-scored sum gives up
+  constexpr double rounding = 2e-5;                // 4096 terms in chains of 256, and what a re-scored sum gives up
   CHECK(support::near(double(result.log_sum_exp[i]), log_sum_exp, {.relative = 1e-5, .absolute = rounding}));
   CHECK(support::near(double(result.mass[i]), mass, {.relative = rounding, .absolute = rounding}));
   for (Index p = 0; p < result.count[i]; ++p)
