@@ -23,6 +23,7 @@
 #include "support/continual_data.hpp"
 #include "support/continual_learning.hpp"
 #include "support/curves.hpp"
+#include "support/fashion_mnist.hpp"
 #include "support/interrupt.hpp"
 #include "support/intervals.hpp"
 #include "support/progress_bar.hpp"
