@@ -238,7 +238,7 @@ TEST_CASE("hnsw_search: a query finds the same alone, in any batch, on any threa
   nearest.search(queries, config, all, workspace);
   for (const Index threads : {1, 2, 7}) {
     ThreadPool pool(threads);
-    nearest.search(queries, config, part, pool, workspace);
+    nearest.search(queries, config, part, workspace, pool);
     CHECK(same(part, all));
   }
   HnswSearch(SquaredDistance<float>{}, view).search(queries, config, part, workspace);
@@ -265,8 +265,8 @@ TEST_CASE("hnsw_search: the second call allocates nothing; whichever allocation 
   const HnswSearch hyperbolic(search::Distance{geometry::PoincareBall<float>{}}, layers);
   support::Alternating pool;
   const auto call = [&] {
-    hyperbolic.search(queries, config, expected, pool, workspace);
-    nearest.search(queries, config, expected, pool, workspace);
+    hyperbolic.search(queries, config, expected, workspace, pool);
+    nearest.search(queries, config, expected, workspace, pool);
   };
   call();
   CHECK(support::allocations_in(call) == 0);

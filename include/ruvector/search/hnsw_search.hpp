@@ -140,21 +140,14 @@ class HnswSearch {
   HnswSearch(S score, const graph::HnswLayers<Scalar>&& layers) = delete;
   ///@}
 
-  /// Finds for each query [B×d] up to k near points; places beyond those found stay empty. `result.distance_count` has
-  /// how many scores each took: the cost of a search whatever the machine. The fewer points a filter admits, the longer
-  /// the walk: where it admits a few hundred, scan them instead. Throws ShapeError unless the widths and the filters
-  /// fit (a bitmap has a bit for each id up to the largest), ConfigError for k < 0 or ef < 1. A second call of the same
-  /// sizes allocates nothing.
+  /// Finds for each query [B×d] up to k near points; places beyond those found stay empty. The threads of an executor
+  /// share out the queries. `result.distance_count` has how many scores each took: the cost of a search whatever the
+  /// machine. The fewer points a filter admits, the longer the walk: where it admits a few hundred, scan them instead.
+  /// Throws ShapeError unless the widths and the filters fit (a bitmap has a bit for each id up to the largest),
+  /// ConfigError for k < 0 or ef < 1. A second call of the same sizes allocates nothing.
+  template <Executor E = Serial>
   void search(MatrixView<const Scalar> queries, const HnswSearchConfig& config, SearchResult<Scalar>& result,
-              Workspace& workspace) const {
-    Serial serial;
-    search(queries, config, result, serial, workspace);
-  }
-
-  /// The same on several threads, which share out the queries.
-  template <Executor E>
-  void search(MatrixView<const Scalar> queries, const HnswSearchConfig& config, SearchResult<Scalar>& result,
-              E& executor, Workspace& workspace) const {
+              Workspace& workspace, E&& executor = Serial{}) const {
     check(queries, config);
     result.resize(queries.rows(), config.k);
     workspace.reserve_workers(executor.concurrency());
