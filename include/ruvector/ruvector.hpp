@@ -91,6 +91,7 @@
 #include "ruvector/search/neighbor_scores.hpp"
 #include "ruvector/search/scores.hpp"
 #include "ruvector/search/search_state.hpp"
+#include "ruvector/search/soft_top_k.hpp"
 #include "ruvector/search/types.hpp"
 #include "ruvector/simd/arch.hpp"
 #include "ruvector/simd/batches.hpp"
