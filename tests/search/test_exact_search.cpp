@@ -648,13 +648,13 @@ TEST_CASE("exact_search: the mean over some candidates is as near as their mass 
     const ExactSearch exact(InnerProduct<double>{},
                             search::Candidates<double>{.key = keys, .value = values, .value_diameter = farthest});
     exact.search(one, {.k = 5, .softmax = true, .renormalize = true}, all, workspace);
-    double best[3] = {};
+    Vector<double> best(v);
     for (Index p = 0; p < all.count[0]; ++p)
       for (Index c = 0; c < v; ++c) best[c] += all.weights(0, p) * values(all.ids(0, p), c);
-    const auto distance = [&](const double* mean) {
-      return std::sqrt(simd::squared_distance<double>(all.embedding.row(0), std::span(mean, 3)));
+    const auto distance = [&](std::span<const double> mean) {
+      return std::sqrt(simd::squared_distance<double>(all.embedding.row(0), mean));
     };
-    CHECK(distance(best) <= all.error_bound[0] + 1e-12 * farthest);
+    CHECK(distance(best.span()) <= all.error_bound[0] + 1e-12 * farthest);
     CHECK(all.error_bound[0] <= (1 - all.mass[0]) * farthest);
 
     std::vector<std::uint64_t> bits(std::size_t(subsets), 0);
@@ -669,8 +669,7 @@ TEST_CASE("exact_search: the mean over some candidates is as near as their mass 
     bool held = true;
     for (Index s = 0; s < subsets; ++s) {
       const double mass = std::exp(some.log_sum_exp[s] - all.log_sum_exp[0]);
-      if (mass > 0)
-        held = held && distance(some.embedding.row(s).data()) <= (1 - mass) * farthest + 1e-12 * (1 + farthest);
+      if (mass > 0) held = held && distance(some.embedding.row(s)) <= (1 - mass) * farthest + 1e-12 * (1 + farthest);
     }
     CHECK(held);
   }
