@@ -51,10 +51,21 @@ template <Real T>
   return infinite == 0 && present > 0;
 }
 
+/// x = the finite ones of the scores, scaled, the largest first.
+template <Real T, class Scale>
+void sort_finite(std::span<const T> s, Scale&& scale, std::span<double> x) {
+  std::size_t at = 0;
+  for (const T si : s)
+    if (std::isfinite(si)) x[at++] = scale(si);
+  std::ranges::sort(x, std::greater<>());
+}
+
 /// d_s += J d with J = (diag(w) − w wᵀ/Σw)/τ, which all three maps have, each with its own w [n]; returns that of τ.
 template <Real T, class Weight>
 [[nodiscard]] T select_backward(std::span<const T> s, std::span<const T> d_p, std::span<T> d_s, double temperature,
                                 Weight&& weight) {
+  check_shape("soft selection: elements of d_p", Index(s.size()), Index(d_p.size()));
+  check_shape("soft selection: elements of d_s", Index(s.size()), Index(d_s.size()));
   double sum = 0, mean = 0, d_temperature = 0;
   for (std::size_t i = 0; i < s.size(); ++i)
     if (const double w = weight(i); w > 0) {
@@ -90,10 +101,7 @@ struct Sparsemax {
     auto frame = ws.frame();
     const std::span<double> x = frame.template span<double>(present);
     const auto scaled = [&](T si) { return (double(si) - largest) / double(temperature); };
-    std::size_t at = 0;
-    for (const T si : s)
-      if (std::isfinite(si)) x[at++] = scaled(si);
-    std::ranges::sort(x, std::greater<>());
+    detail::sort_finite(s, scaled, x);
     double sum = 0, threshold = 0;
     for (std::size_t r = 0; r < x.size() && (r == 0 || x[r] > threshold); ++r) {
       sum += x[r];
@@ -106,8 +114,6 @@ struct Sparsemax {
   /// d_s [n] += the gradient; returns that of τ.
   [[nodiscard]] T backward(std::span<const T> s, std::span<const T> p, std::span<const T> d_p, std::span<T> d_s) const {
     detail::check_selection<T>(double(temperature), s.size(), p.size());
-    check_shape("soft selection: elements of d_p", Index(s.size()), Index(d_p.size()));
-    check_shape("soft selection: elements of d_s", Index(s.size()), Index(d_s.size()));
     return detail::select_backward<T>(s, d_p, d_s, double(temperature),
                                       [&](std::size_t i) { return p[i] > 0 && std::isfinite(s[i]) ? 1.0 : 0.0; });
   }
@@ -129,10 +135,7 @@ struct Entmax15 {
     auto frame = ws.frame();
     const std::span<double> x = frame.template span<double>(present);
     const auto scaled = [&](T si) { return (double(si) - largest) / (2 * double(temperature)); };
-    std::size_t at = 0;
-    for (const T si : s)
-      if (std::isfinite(si)) x[at++] = scaled(si);
-    std::ranges::sort(x, std::greater<>());
+    detail::sort_finite(s, scaled, x);
     double mean = 0, squares = 0, threshold = -1;  // squares: Σ (x − mean)², updated as Welford does
     for (std::size_t r = 0; r < x.size() && (r == 0 || x[r] > threshold); ++r) {
       const double count = double(r + 1), step = x[r] - mean;
@@ -150,8 +153,6 @@ struct Entmax15 {
   /// d_s [n] += the gradient; returns that of τ.
   [[nodiscard]] T backward(std::span<const T> s, std::span<const T> p, std::span<const T> d_p, std::span<T> d_s) const {
     detail::check_selection<T>(double(temperature), s.size(), p.size());
-    check_shape("soft selection: elements of d_p", Index(s.size()), Index(d_p.size()));
-    check_shape("soft selection: elements of d_s", Index(s.size()), Index(d_s.size()));
     return detail::select_backward<T>(s, d_p, d_s, double(temperature), [&](std::size_t i) {
       return std::isfinite(s[i]) ? std::sqrt(double(p[i])) : 0.0;
     });
@@ -208,8 +209,6 @@ struct SoftTopK {
   /// d_s [n] += the gradient; returns that of τ.
   [[nodiscard]] T backward(std::span<const T> s, std::span<const T> p, std::span<const T> d_p, std::span<T> d_s) const {
     check(s.size(), p.size());
-    check_shape("soft selection: elements of d_p", Index(s.size()), Index(d_p.size()));
-    check_shape("soft selection: elements of d_s", Index(s.size()), Index(d_s.size()));
     return detail::select_backward<T>(s, d_p, d_s, double(temperature), [&](std::size_t i) {
       return std::isfinite(s[i]) ? double(p[i]) * (1 - double(p[i])) : 0.0;
     });
