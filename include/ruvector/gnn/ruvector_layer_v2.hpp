@@ -148,8 +148,9 @@ class RuvectorLayerV2 {
                                                        Rng& rng) requires(detail::is_any<Attention>) {
     return with_heads(config, attention::make_hyperbolic<attention::Hyperbolic<T>>(options), rng);
   }
-  /// GATv2, which looks at the features of edges. The layer sets widths, heads and concat; edge_dim may stand in either
-  /// configuration. Throws ConfigError.
+  /// GATv2, which looks at the features of edges: as it stands they steer the weights alone, so that where all
+  /// neighbours are alike they change nothing; with `options.edge_in_value` they are part of what is averaged. The
+  /// layer sets widths, heads and concat; edge_dim may stand in either configuration. Throws ConfigError.
   [[nodiscard]] static RuvectorLayerV2 with_edge_featured(LayerConfig config, attention::GatV2Config options,
                                                           Rng& rng) requires(detail::is_any<Attention>) {
     check_heads(config);
