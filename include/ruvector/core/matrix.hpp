@@ -20,22 +20,18 @@ namespace detail {
 inline constexpr std::size_t cache_line = 64;  // also the widest SIMD register
 
 struct AlignedDelete {
-  std::align_val_t alignment{cache_line};
-
-  void operator()(void* p) const noexcept { ::operator delete(p, alignment); }
+  void operator()(void* p) const noexcept { ::operator delete (p, std::align_val_t{cache_line}); }
 };
 
-/// Uninitialised memory for n elements of a trivial type on a cache line's start, large blocks on a huge page's; null
-/// for n = 0.
+/// Uninitialised memory for n elements of a trivial type on a cache line's start; null for n = 0.
 template <class T>
 [[nodiscard]] std::unique_ptr<T[], AlignedDelete> aligned_array(Index n) {
   static_assert(std::is_trivially_copyable_v<T> && std::is_trivially_destructible_v<T>);
   if (n == 0) return nullptr;
   const auto bytes = static_cast<std::size_t>(checked_size("aligned_array", n, 1, Index(sizeof(T)))) * sizeof(T);
-  const std::align_val_t alignment{bytes < huge_page ? cache_line : huge_page};
-  void* block = ::operator new(bytes, alignment);
+  void* block = ::operator new (bytes, std::align_val_t{cache_line});
   advise_huge_pages(block, bytes);
-  return {static_cast<T*>(block), AlignedDelete{alignment}};
+  return std::unique_ptr<T[], AlignedDelete>(static_cast<T*>(block));
 }
 
 }  // namespace detail
