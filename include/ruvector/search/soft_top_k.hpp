@@ -51,13 +51,23 @@ template <Real T>
   return infinite == 0 && present > 0;
 }
 
-/// x = the finite ones of the scores, scaled, the largest first.
-template <Real T, class Scale>
-void sort_finite(std::span<const T> s, Scale&& scale, std::span<double> x) {
+/// p = weight(x − θ) for x = (s − max s)/scale, where `threshold` finds θ from those x, the largest first.
+template <Real T, class Threshold, class Weight>
+void select_on_simplex(std::span<const T> s, std::span<T> p, double scale, Workspace& ws, Threshold&& threshold,
+                       Weight&& weight) {
+  double largest;
+  Index present;
+  if (!select_finite(s, p, 1, largest, present)) return;
+  auto frame = ws.frame();
+  const std::span<double> sorted = frame.template span<double>(present);
+  const auto scaled = [&](T si) { return (double(si) - largest) / scale; };
   std::size_t at = 0;
   for (const T si : s)
-    if (std::isfinite(si)) x[at++] = scale(si);
-  std::ranges::sort(x, std::greater<>());
+    if (std::isfinite(si)) sorted[at++] = scaled(si);
+  std::ranges::sort(sorted, std::greater<>());
+  const double theta = threshold(std::span<const double>(sorted));
+  for (std::size_t i = 0; i < s.size(); ++i)
+    if (std::isfinite(s[i])) p[i] = T(weight(std::max(0.0, scaled(s[i]) - theta)));
 }
 
 /// d_s += J d with J = (diag(w) − w wᵀ/Σw)/τ, which all three maps have, each with its own w [n]; returns that of τ.
@@ -95,20 +105,15 @@ struct Sparsemax {
   /// p [n] of s [n].
   void forward(std::span<const T> s, std::span<T> p, Workspace& ws) const {
     detail::check_selection<T>(double(temperature), s.size(), p.size());
-    double largest;
-    Index present;
-    if (!detail::select_finite(s, p, 1, largest, present)) return;
-    auto frame = ws.frame();
-    const std::span<double> x = frame.template span<double>(present);
-    const auto scaled = [&](T si) { return (double(si) - largest) / double(temperature); };
-    detail::sort_finite(s, scaled, x);
-    double sum = 0, threshold = 0;
-    for (std::size_t r = 0; r < x.size() && (r == 0 || x[r] > threshold); ++r) {
-      sum += x[r];
-      threshold = (sum - 1) / double(r + 1);
-    }
-    for (std::size_t i = 0; i < s.size(); ++i)
-      if (std::isfinite(s[i])) p[i] = T(std::max(0.0, scaled(s[i]) - threshold));
+    const auto threshold = [](std::span<const double> x) {
+      double sum = 0, theta = 0;
+      for (std::size_t r = 0; r < x.size() && (r == 0 || x[r] > theta); ++r) {
+        sum += x[r];
+        theta = (sum - 1) / double(r + 1);
+      }
+      return theta;
+    };
+    detail::select_on_simplex(s, p, double(temperature), ws, threshold, [](double above) { return above; });
   }
 
   /// d_s [n] += the gradient; returns that of τ.
@@ -129,25 +134,17 @@ struct Entmax15 {
   /// p [n] of s [n].
   void forward(std::span<const T> s, std::span<T> p, Workspace& ws) const {
     detail::check_selection<T>(double(temperature), s.size(), p.size());
-    double largest;
-    Index present;
-    if (!detail::select_finite(s, p, 1, largest, present)) return;
-    auto frame = ws.frame();
-    const std::span<double> x = frame.template span<double>(present);
-    const auto scaled = [&](T si) { return (double(si) - largest) / (2 * double(temperature)); };
-    detail::sort_finite(s, scaled, x);
-    double mean = 0, squares = 0, threshold = -1;  // squares: Σ (x − mean)², updated as Welford does
-    for (std::size_t r = 0; r < x.size() && (r == 0 || x[r] > threshold); ++r) {
-      const double count = double(r + 1), step = x[r] - mean;
-      mean += step / count;
-      squares += step * (x[r] - mean);
-      threshold = mean - std::sqrt(std::max(0.0, 1 - squares) / count);
-    }
-    for (std::size_t i = 0; i < s.size(); ++i)
-      if (std::isfinite(s[i])) {
-        const double root = std::max(0.0, scaled(s[i]) - threshold);
-        p[i] = T(root * root);
+    const auto threshold = [](std::span<const double> x) {
+      double mean = 0, squares = 0, theta = -1;  // squares: Σ (x − mean)², updated as Welford does
+      for (std::size_t r = 0; r < x.size() && (r == 0 || x[r] > theta); ++r) {
+        const double count = double(r + 1), step = x[r] - mean;
+        mean += step / count;
+        squares += step * (x[r] - mean);
+        theta = mean - std::sqrt(std::max(0.0, 1 - squares) / count);
       }
+      return theta;
+    };
+    detail::select_on_simplex(s, p, 2 * double(temperature), ws, threshold, [](double above) { return above * above; });
   }
 
   /// d_s [n] += the gradient; returns that of τ.
