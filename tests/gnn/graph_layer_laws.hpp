@@ -14,11 +14,15 @@
 #include <cmath>
 #include <cstdlib>
 #include <limits>
+#include <span>
 #include <string>
+#include <string_view>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
 #include "support/allocation_counter.hpp"
+#include "support/allocation_failures.hpp"
 #include "support/catch.hpp"
 
 // The laws of graph layers. A layer comes as a function make(Shape, Rng&) and receives them all.
@@ -311,6 +315,71 @@ void check_allocations(Make&& make, std::uint64_t seed, Index edge_dim = 3, doub
   };
   run();
   CHECK(support::allocations_in(run) == 0);
+}
+
+/// P-36: whichever allocation of inference, training and backward fails, the same calls with the same scratch succeed
+/// then, and give the same bits.
+template <class Make>
+void check_allocation_failures(const char* name, Make&& make, std::uint64_t seed, Index edge_dim = 3,
+                               double spread = 1) {
+  Rng rng(seed);
+  CAPTURE(seed);
+  const Shape shape{.nodes = 100,
+                    .edges = 400,
+                    .input = 5,
+                    .hidden = 8,
+                    .heads = 2,
+                    .edge_dim = edge_dim,
+                    .dropout = 0.2,
+                    .spread = spread};
+  const Problem<float> problem(shape, rng);
+  const auto layer = make(shape, rng);
+  using L = std::remove_const_t<decltype(layer)>;
+  struct Run {
+    L grad;
+    Matrix<float> inferred, y, d_x, d_features;
+    Vector<float> d_weights;
+    Workspace ws = {};
+    typename L::Saved saved = {};
+
+    bool operator==(const Run& other) const {
+      bool same = same_bits<float>(inferred.span(), other.inferred.span()) &&
+                  same_bits<float>(y.span(), other.y.span()) && same_bits<float>(d_x.span(), other.d_x.span()) &&
+                  same_bits<float>(d_features.span(), other.d_features.span()) &&
+                  same_bits<float>(d_weights.span(), other.d_weights.span());
+      for_each_parameter([&](std::string_view, auto a, auto b) { same = same && std::ranges::equal(a, b); }, grad,
+                         other.grad);
+      return same;
+    }
+  };
+  const auto start = [&] {
+    return Run{zeros_like(layer),
+               Matrix<float>(shape.nodes, shape.hidden),
+               Matrix<float>(shape.nodes, shape.hidden),
+               Matrix<float>(shape.nodes, shape.input),
+               Matrix<float>(problem.features.rows(), problem.features.cols()),
+               Vector<float>(shape.edges)};
+  };
+  const auto on = [&](auto& executor) {
+    return [&](Run& r) {
+      const auto view = problem.graph.view();
+      r.saved.rng = Rng(3);
+      for_each_parameter([](std::string_view, auto tensor) { std::ranges::fill(tensor, 0.0f); }, r.grad);
+      for (const std::span<float> sum : {r.d_x.span(), r.d_features.span(), r.d_weights.span()})
+        std::ranges::fill(sum, 0.0f);
+      layer.forward(view, problem.x, problem.edges(), r.inferred, r.ws, executor);
+      layer.forward(view, problem.x, problem.edges(), r.y, r.saved, r.ws, executor);
+      layer.backward(view, problem.x, problem.edges(), r.saved, r.y, r.d_x, {r.d_features, r.d_weights.span()}, r.grad,
+                     r.ws, executor);
+    };
+  };
+  Serial serial;
+  ThreadPool pool(2);
+  Run expected = start();
+  on(serial)(expected);
+  const auto right = [&](const Run& r) { return r == expected; };
+  support::check_allocation_failures(name, start, on(serial), right);
+  support::check_allocation_failures(name, start, on(pool), right);
 }
 
 /// P-10, P-31: no nodes, no edges, no outputs; a node that nobody sees may hold anything.

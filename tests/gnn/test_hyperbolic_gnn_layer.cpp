@@ -47,6 +47,7 @@ TEST_CASE("HyperbolicGNNLayer: laws of graph layers", "[gnn]") {
     check_threads(in_float, 53, 0, 0.1);
     check_rows_alone(in_float, 54, 0, 0.1);
     check_allocations(in_float, 55, 0, 0.1);
+    check_allocation_failures("HyperbolicGNNLayer", in_float, 61, 0, 0.1);
     check_empty(in_double, 56, 0, 0.1);
     check_errors(in_double, 57, 0);
   }

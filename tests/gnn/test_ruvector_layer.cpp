@@ -123,6 +123,7 @@ TEST_CASE("RuvectorLayer: laws of graph layers", "[gnn]") {
   check_threads(in_float, 22, 0);
   check_rows_alone(in_float, 23, 0);
   check_allocations(in_float, 24, 0);
+  check_allocation_failures("RuvectorLayer", in_float, 28, 0);
   check_empty(in_double, 25, 0);
   check_errors(in_double, 26, 0);
 }

@@ -161,6 +161,14 @@ TEST_CASE("RuvectorLayerV2: a second call allocates nothing", "[gnn]") {
   }
 }
 
+TEST_CASE("RuvectorLayerV2: any allocation may fail", "[gnn]") {
+  for (const Kind kind : all_kinds) {
+    const std::string name = "RuvectorLayerV2 " + std::string(names[std::size_t(kind)]);
+    check_allocation_failures(
+        name.c_str(), [&](const Shape& shape, Rng& rng) { return make_kind<float>(kind, shape, rng); }, 17);
+  }
+}
+
 TEST_CASE("RuvectorLayerV2: no nodes, no edges, and a NaN that nobody sees", "[gnn]") {
   for (const Kind kind : all_kinds) {
     INFO(names[std::size_t(kind)]);

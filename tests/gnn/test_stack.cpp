@@ -49,6 +49,7 @@ TEST_CASE("Stack: laws of graph layers", "[gnn]") {
   const auto in_float = [](const Shape& shape, Rng& rng) { return make<float>(shape, rng); };
   check_threads(in_float, 32);
   check_allocations(in_float, 33);
+  check_allocation_failures("Stack", in_float, 38);
   check_errors([](const Shape& shape, Rng& rng) { return make<double>(shape, rng); }, 34);
 }
 

@@ -7,6 +7,7 @@
 #include <ruvector/train/state.hpp>
 
 #include "support/allocation_counter.hpp"
+#include "support/allocation_failures.hpp"
 #include "support/alternating.hpp"
 #include "support/catch.hpp"
 #include "support/near.hpp"
@@ -370,6 +371,27 @@ TEST_CASE("ewc: penalties and steps allocate nothing", "[train][ewc]") {
           (void)synaptic.penalty(model);
           synaptic.add_gradient(model, gradient);
         }) == 0);
+}
+
+// Promise P-36. Consolidating allocates nothing, so what can fail comes before it.
+TEST_CASE("ewc: any allocation may fail, and then nothing was added", "[train][ewc]") {
+  const FisherProblem p;
+  Net expected = zeros_like(p.net);
+  (void)add_fisher(p.net, p.samples, p.likelihood, expected, Rng(1), {.micro_batch = 8});
+  ThreadPool pool(2);
+  const auto add = [&](auto& executor) {
+    return [&](Net& fisher) {
+      const Ewc<Net> ewc(p.net);
+      const SynapticIntelligence<Net> synaptic(p.net);
+      (void)add_fisher(p.net, p.samples, p.likelihood, fisher, Rng(1), {.micro_batch = 8}, executor);
+    };
+  };
+  const auto make = [&] { return zeros_like(p.net); };
+  const auto kept = [&](const Net& fisher) { return small_net::same_bits(fisher, zeros_like(p.net)); };
+  const auto right = [&](const Net& fisher) { return small_net::same_bits(fisher, expected); };
+  Serial serial;
+  support::check_allocation_failures("add_fisher", make, add(serial), kept, right);
+  support::check_allocation_failures("add_fisher, 2 threads", make, add(pool), kept, right);
 }
 
 }  // namespace

@@ -4,8 +4,10 @@
 #include <ruvector/geometry/poincare_ball.hpp>
 #include <ruvector/train/adam.hpp>
 #include <ruvector/train/riemannian_adam.hpp>
+#include <ruvector/train/riemannian_sgd.hpp>
 
 #include "support/allocation_counter.hpp"
+#include "support/allocation_failures.hpp"
 #include "support/catch.hpp"
 #include "train/optimizer_runs.hpp"
 
@@ -147,6 +149,46 @@ TEST_CASE("riemannian_adam: a step allocates nothing", "[train][riemannian_adam]
   RiemannianAdam adam(model);
   const auto gradient = optimizer_runs::gradient_at(model, 1);
   CHECK(support::allocations_in([&] { adam.step(model, gradient); }) == 0);
+}
+
+// Promise P-36: rows too wide for scratch on the stack.
+TEST_CASE("riemannian_adam: whichever allocation fails, a step is whole or not at all", "[train][riemannian_adam]") {
+  Model start{PoincareBall<double>(), Matrix<double>(3, 300)};
+  optimizer_runs::fill(start, [](Index i) { return 1e-4 * optimizer_runs::start(i % 97); });
+  const auto gradient = optimizer_runs::gradient_at(start, 1);
+  struct Run {
+    Model model;
+    RiemannianAdam<Model> adam;
+  };
+  const auto make = [&] { return Run{start, RiemannianAdam(start, geodesic)}; };
+  const auto step = [&](Run& run) { run.adam.step(run.model, gradient); };
+  Run expected = make();
+  step(expected);
+  const auto same = [](const Run& a, const Run& b) {
+    return optimizer_runs::same_bits(a.model, b.model) && a.adam.state().steps == b.adam.state().steps &&
+           optimizer_runs::same_bits(a.adam.state().first_moment, b.adam.state().first_moment) &&
+           optimizer_runs::same_bits(a.adam.state().second_moment, b.adam.state().second_moment);
+  };
+  support::check_allocation_failures(
+      "RiemannianAdam::step", make, step, [&](const Run& run) { return same(run, make()); },
+      [&](const Run& run) { return same(run, expected); });
+
+  const train::RiemannianSgd sgd({.exponential_map = true});
+  Model moved = start;
+  sgd.step(moved, gradient);
+  support::check_allocation_failures(
+      "RiemannianSgd::step", [&] { return start; }, [&](Model& model) { sgd.step(model, gradient); },
+      [&](const Model& model) { return optimizer_runs::same_bits(model, start); },
+      [&](const Model& model) { return optimizer_runs::same_bits(model, moved); });
+
+  support::check_allocation_failures(
+      "Adam", [&] { return start; },
+      [&](Model& model) {
+        train::Adam adam(model, {.amsgrad = true});
+        adam.step(model, gradient);
+      },
+      [&](const Model& model) { return optimizer_runs::same_bits(model, start); },
+      [&](const Model& model) { return !optimizer_runs::same_bits(model, start); });
 }
 
 TEST_CASE("riemannian_adam: a refused step changes nothing, a copy goes on with the same bits",

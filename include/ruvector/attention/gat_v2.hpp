@@ -429,10 +429,8 @@ class GatV2 {
 
   void start_saving(Saved* saved, Index rows, Index slots) const {
     if (saved == nullptr) return;
-    if (saved->reference.rows() != rows || saved->reference.cols() != slots) {
-      saved->reference = Matrix<T>(rows, slots);
-      saved->inverse_sum = Matrix<T>(rows, slots);
-    }
+    for (Matrix<T>* kept : {&saved->reference, &saved->inverse_sum})
+      if (kept->rows() != rows || kept->cols() != slots) *kept = Matrix<T>(rows, slots);
     if (config_.dropout > 0) saved->dropout_key = saved->rng.bits();
   }
 

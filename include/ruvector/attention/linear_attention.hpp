@@ -101,8 +101,9 @@ template <Real T>
 struct OwnSums {
   Index features, value_dim;
   void operator()(OwnFeatureSum<T>& sum) const {
-    sum.products = Matrix<T>(features, value_dim);
+    Matrix<T> products(features, value_dim);  // both or neither, should memory run out
     sum.features = Vector<T>(features);
+    sum.products = std::move(products);
   }
 };
 ///@}
@@ -354,7 +355,8 @@ class LinearAttention {
 
     /// Keeps the memory where the sizes are the same.
     void resize(Index m, Index value_dim) {
-      if (reference.size() != m) reference = Vector<T>(m), denominator = Vector<T>(m);
+      if (reference.size() != m) reference = Vector<T>(m);
+      if (denominator.size() != m) denominator = Vector<T>(m);  // by itself: memory may have run out between the two
       if (value.rows() != m || value.cols() != value_dim) value = Matrix<T>(m, value_dim);
     }
   };

@@ -313,7 +313,8 @@ struct SavedSoftmax {
 
   /// Keeps the memory where the sizes are the same.
   void resize(Index m, Index value_dim, bool has_mass) {
-    if (reference.size() != m) reference = Vector<T>(m), inverse_sum = Vector<T>(m);
+    if (reference.size() != m) reference = Vector<T>(m);
+    if (inverse_sum.size() != m) inverse_sum = Vector<T>(m);  // by itself: memory may have run out between the two
     if (mass.size() != (has_mass ? m : 0)) mass = Vector<T>(has_mass ? m : 0);
     if (value.rows() != m || value.cols() != value_dim) value = Matrix<T>(m, value_dim);
   }

@@ -169,10 +169,9 @@ class SoftmaxState {
     void clear(State& state) const {
       if (state.reference.size() != shape.queries || state.value.cols() != shape.value_dim) {
         const Index sums = checked_size("SoftmaxState: sums", shape.queries, simd::lanes<T>, Index(sizeof(T)));
-        state.reference = state.rank_reference = Vector<T>(shape.queries);
-        state.sum = Vector<T>(sums);
-        state.mass = Vector<T>(shape.has_mass ? sums : 0);
-        state.value = Matrix<T>(shape.queries, shape.value_dim);
+        // All or nothing, should memory run out.
+        state = State{Vector<T>(shape.queries), Vector<T>(shape.queries), Vector<T>(sums),
+                      Vector<T>(shape.has_mass ? sums : 0), Matrix<T>(shape.queries, shape.value_dim)};
       }
       state.sums().clear();
     }

@@ -35,7 +35,8 @@ struct GraphEdges {
 /// x, its edges and their targets alone, bit for bit, for any executor.
 ///
 /// The caller owns `Saved`, reuses it for the same layer, and seeds `saved.rng`. Backward works in it, too: one call at
-/// a time.
+/// a time. After std::bad_alloc what was to be written is undefined, and the same call may be made again: on the same
+/// `saved` with `saved.rng` seeded anew, and backward with what it adds to set back.
 template <class L>
 concept GraphLayer = Module<L> && Real<ScalarOf<L>> &&
     requires(const L& layer, graph::CsrView<std::int32_t> graph, MatrixView<const ScalarOf<L>> x,

@@ -73,8 +73,9 @@ class Stack {
   void forward(graph::CsrView<I> graph, MatrixView<const T> x, const GraphEdges<T>& edges, MatrixView<T> y,
                Saved& saved, Workspace& ws, E&& executor = Serial{}) const {
     if (saved.layers.size() != layers.size()) {
+      std::vector<Matrix<T>> between(layers.size() - 1);  // both or neither, should memory run out
       saved.layers = std::vector<typename Layer::Saved>(layers.size());
-      saved.between = std::vector<Matrix<T>>(layers.size() - 1);
+      saved.between = std::move(between);
     }
     const Rng draw(saved.rng.bits());
     for (std::size_t l = 0; l < layers.size(); ++l) saved.layers[l].rng = draw.split(std::uint64_t(l));

@@ -38,14 +38,13 @@ concept TransportManifold = geometry::Manifold<M> &&
 
 namespace detail {
 
-/// One step of one point: m [d] its first moment, v its second.
+/// One step of one point: m [d] its first moment, v its second. Scratch [2d].
 template <TransportManifold M>
 void riemannian_adam_step(const M& manifold, std::span<ScalarOf<M>> x, std::span<const ScalarOf<M>> gradient,
                           std::span<ScalarOf<M>> first, ScalarOf<M>& second, const AdamStep<ScalarOf<M>>& adam,
-                          const RiemannianAdamConfig& config) {
+                          const RiemannianAdamConfig& config, std::span<ScalarOf<M>> scratch) {
   using T = ScalarOf<M>;
-  RowBuffer<T> step_buffer(x.size()), moved_buffer(x.size());
-  const std::span<T> step = step_buffer.span(), moved = moved_buffer.span();
+  const std::span<T> step = scratch.first(x.size()), moved = scratch.subspan(x.size(), x.size());
   manifold.riemannian_gradient(x, gradient, step);
   const double squared_norm = squared_gradient_norm<T>(gradient, step);
   const double clip = clip_factor(squared_norm, config.max_gradient_norm);
@@ -69,7 +68,8 @@ template <Real T>
 struct RiemannianAdamStep {
   AdamStep<T> adam;
   const RiemannianAdamConfig& config;
-  T shrink;  // η w
+  T shrink;              // η w
+  std::span<T> scratch;  // for the widest row, twice
 
   void operator()(std::string_view, std::span<T> x, std::span<const T> g, std::span<T> m, std::span<T> v) const {
     adam.update(x, g, m, v, T(0), shrink);
@@ -78,7 +78,8 @@ struct RiemannianAdamStep {
   void on(const G& manifold, std::string_view, MatrixView<T> points, MatrixView<const T> gradients, MatrixView<T> first,
           MatrixView<T> second) const {
     for (Index i = 0; i < points.rows() && points.cols() > 0; ++i) {
-      riemannian_adam_step(manifold, points.row(i), gradients.row(i), first.row(i), second(i, 0), adam, config);
+      riemannian_adam_step(manifold, points.row(i), gradients.row(i), first.row(i), second(i, 0), adam, config,
+                           scratch);
     }
   }
 };
@@ -108,14 +109,15 @@ class RiemannianAdam {
     detail::check_decay("RiemannianAdam: margin", config.margin);
   }
 
-  /// Moves `model` once, with the configured learning rate times `factor`. Throws ShapeError or ConfigError before
-  /// anything changes.
+  /// Moves `model` once, with the configured learning rate times `factor`. Throws ShapeError, ConfigError or
+  /// std::bad_alloc before anything changes; allocates nothing unless a point has more than 128 elements.
   void step(M& model, const M& gradient, double factor = 1) {
     using T = ScalarOf<M>;
     detail::check_not_negative("RiemannianAdam: factor", factor);
     check_same_parameters(model, gradient, state_.first_moment, state_.second_moment);
+    detail::RowBuffer<T> scratch(2 * std::size_t(detail::WidestPoint(model).cols));
     const detail::RiemannianAdamStep<T> step{detail::AdamStep<T>(config_, factor, ++state_.steps), config_,
-                                             T(config_.learning_rate * factor * config_.weight_decay)};
+                                             T(config_.learning_rate * factor * config_.weight_decay), scratch.span()};
     for_each_parameter(step, model, gradient, state_.first_moment, state_.second_moment);
   }
 

@@ -7,6 +7,7 @@
 #include "ruvector/simd/dot.hpp"
 #include "ruvector/train/concepts.hpp"
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <limits>
@@ -41,6 +42,22 @@ class RowBuffer {
   std::vector<T> large_;
 };
 
+/// Finds the widest row of a module that lies on a manifold: what a step of an optimizer needs scratch for, which it
+/// takes before anything changes.
+struct WidestPoint {
+  Index cols = 0;
+
+  template <Module M>
+  explicit WidestPoint(const M& model) {
+    for_each_parameter(*this, model);
+  }
+  void operator()(std::string_view, auto) {}
+  template <class G>
+  void on(const G&, std::string_view, auto points) {
+    cols = std::max(cols, points.cols());
+  }
+};
+
 /// ‖r‖_x of r = riemannian_gradient(x, g). With the metric G_x, r = G_x⁻¹ g, so ⟨r, r⟩_x = r·G_x r = r·g on any
 /// manifold.
 template <Real T>
@@ -67,6 +84,25 @@ void move_point(const M& manifold, std::span<ScalarOf<M>> x, std::span<ScalarOf<
   (void)manifold.project(x, x, static_cast<T>(margin));
 }
 
+/// riemannian_sgd_step with scratch [d].
+template <geometry::Manifold M>
+void riemannian_sgd_step(const M& manifold, std::span<ScalarOf<M>> x, std::span<const ScalarOf<M>> gradient,
+                         ScalarOf<M> learning_rate, const RiemannianSgdConfig& config, std::span<ScalarOf<M>> step) {
+  using T = ScalarOf<M>;
+  if constexpr (requires { manifold.descend(x, gradient, learning_rate, T(1)); }) {
+    if (!config.exponential_map && config.max_gradient_norm == std::numeric_limits<double>::infinity()) {
+      (void)manifold.descend(x, gradient, learning_rate, static_cast<T>(config.margin));
+      return;
+    }
+  }
+  manifold.riemannian_gradient(x, gradient, step);
+  T scale = -learning_rate;
+  if (config.max_gradient_norm < std::numeric_limits<double>::infinity())
+    scale *= static_cast<T>(clip_factor(squared_gradient_norm<T>(gradient, step), config.max_gradient_norm));
+  for (T& v : step) v *= scale;
+  move_point(manifold, x, step, config.margin, config.exponential_map);
+}
+
 }  // namespace detail
 
 /// One step of one point, for training that touches a few rows at a time:
@@ -78,22 +114,8 @@ void move_point(const M& manifold, std::span<ScalarOf<M>> x, std::span<ScalarOf<
 template <geometry::Manifold M>
 void riemannian_sgd_step(const M& manifold, std::span<ScalarOf<M>> x, std::span<const ScalarOf<M>> gradient,
                          ScalarOf<M> learning_rate, const RiemannianSgdConfig& config = {}) {
-  using T = ScalarOf<M>;
-  if constexpr (requires { manifold.descend(x, gradient, learning_rate, T(1)); }) {
-    if (!config.exponential_map && config.max_gradient_norm == std::numeric_limits<double>::infinity()) {
-      (void)manifold.descend(x, gradient, learning_rate, static_cast<T>(config.margin));
-      return;
-    }
-  }
-  detail::RowBuffer<T> buffer(x.size());
-  const std::span<T> step = buffer.span();
-  manifold.riemannian_gradient(x, gradient, step);
-  T scale = -learning_rate;
-  if (config.max_gradient_norm < std::numeric_limits<double>::infinity())
-    scale *=
-        static_cast<T>(detail::clip_factor(detail::squared_gradient_norm<T>(gradient, step), config.max_gradient_norm));
-  for (T& v : step) v *= scale;
-  detail::move_point(manifold, x, step, config.margin, config.exponential_map);
+  detail::RowBuffer<ScalarOf<M>> buffer(x.size());
+  detail::riemannian_sgd_step(manifold, x, gradient, learning_rate, config, buffer.span());
 }
 
 #ifndef __clang__  // its message is short as it is
@@ -109,6 +131,7 @@ template <Real T>
 struct RiemannianSgdStep {
   T learning_rate;
   const RiemannianSgdConfig& config;
+  std::span<T> scratch;  // for the widest row
 
   void operator()(std::string_view, std::span<T> x, std::span<const T> gradient) const {
     simd::axpy(-learning_rate, gradient, x);
@@ -116,7 +139,8 @@ struct RiemannianSgdStep {
   template <geometry::Manifold G>
   void on(const G& manifold, std::string_view, MatrixView<T> points, MatrixView<const T> gradients) const {
     for (Index i = 0; i < points.rows(); ++i)
-      riemannian_sgd_step(manifold, points.row(i), gradients.row(i), learning_rate, config);
+      detail::riemannian_sgd_step(manifold, points.row(i), gradients.row(i), learning_rate, config,
+                                  scratch.first(std::size_t(points.cols())));
   }
 };
 
@@ -134,15 +158,17 @@ class RiemannianSgd {
     detail::check_decay("RiemannianSgd: margin", config.margin);
   }
 
-  /// Moves `model` once, with the configured learning rate times `factor`. Throws ShapeError or ConfigError before
-  /// anything changes.
+  /// Moves `model` once, with the configured learning rate times `factor`. Throws ShapeError, ConfigError or
+  /// std::bad_alloc before anything changes; allocates nothing unless a point has more than 256 elements.
   template <Module M>
   void step(M& model, const M& gradient, double factor = 1) const {
     using T = ScalarOf<M>;
     detail::check_not_negative("RiemannianSgd: factor", factor);
     check_same_parameters(model, gradient);
-    for_each_parameter(detail::RiemannianSgdStep<T>{static_cast<T>(config_.learning_rate * factor), config_}, model,
-                       gradient);
+    detail::RowBuffer<T> scratch(std::size_t(detail::WidestPoint(model).cols));
+    for_each_parameter(
+        detail::RiemannianSgdStep<T>{static_cast<T>(config_.learning_rate * factor), config_, scratch.span()}, model,
+        gradient);
   }
 
   /// The options.
