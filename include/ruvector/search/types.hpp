@@ -5,8 +5,17 @@
 #include "ruvector/core/real.hpp"
 
 #include <type_traits>
+#include <vector>
 
 namespace ruvector::inline RUVECTOR_ABI::search {
+
+/// A step of a hierarchical search: a node that it went to.
+template <Real T>
+struct SearchStep {
+  Index level;  ///< 0 at the bottom
+  Index node;   ///< row of the vectors
+  T score;      ///< what it was chosen by: the learned score
+};
 
 /// What a search found for a batch of B queries, k places each; passed by reference and reused, so that a second search
 /// of the same size allocates nothing. Scores: larger is better, distances enter negated. Best first, ties by the
@@ -25,9 +34,12 @@ struct SearchResult {
   Vector<T> mass;                ///< [B] Σ p over the k: how much of the softmax they are
   Matrix<T> embedding;           ///< [B×v] o = Σ p_j v_j over all candidates; zeros where there is none
   Vector<T> error_bound;         ///< [B] ‖o − o_C‖ is at most this, if o_C averages the values of the k alone
-  bool stopped = false;          ///< ended before all candidates were seen; all of the above is exact for those seen
+  Matrix<T> state;               ///< [B×d] hierarchical: what the queries had become where level 0 was entered
+  std::vector<std::vector<SearchStep<T>>> trace;  ///< [B] hierarchical: the nodes gone to; on levels above 0 the beams
+  bool stopped = false;  ///< ended before all candidates were seen; all of the above is exact for those seen
 
   /// Takes on a size; what was there is lost. Allocates only what changes its size. Throws ShapeError.
+  /// After std::bad_alloc, here or in a search, the contents are undefined and the next search makes them good.
   void resize(Index queries, Index k, bool softmax = false, Index value_dim = 0) {
     const auto matrix = [](auto& x, Index rows, Index cols) {
       if (x.rows() != rows || x.cols() != cols) x = std::remove_cvref_t<decltype(x)>(rows, cols);
@@ -45,6 +57,8 @@ struct SearchResult {
     vector(mass, weighed);
     matrix(embedding, embedded, value_dim);
     vector(error_bound, embedded);
+    matrix(state, 0, 0);
+    trace.clear();
     stopped = false;
   }
 };
