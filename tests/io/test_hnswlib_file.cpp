@@ -4,6 +4,7 @@
 
 #include "graph/made_up_hnsw.hpp"
 #include "io/files.hpp"
+#include "support/allocation_failures.hpp"
 #include "support/catch.hpp"
 
 #include <cstddef>
@@ -190,6 +191,25 @@ TEST_CASE("hnswlib_file: bytes that lie anywhere are copied, and only viewed if 
     CHECK(made_up_hnsw::same(io::read_hnswlib<float>(file), layers));
     CHECK_THROWS_AS(io::view_hnswlib<float>(file), ShapeError);
   }
+}
+
+// Promise P-36.
+TEST_CASE("hnswlib_file: any allocation of reading and writing may fail", "[io][hnsw]") {
+  const auto layers = io::read_hnswlib<float>(golden);
+  const Bytes good = io_files::read(golden);
+  support::check_allocation_failures(
+      "read_hnswlib", [] { return HnswLayers<float>(); },
+      [&](HnswLayers<float>& read) { read = io::read_hnswlib<float>(golden); },
+      [](const HnswLayers<float>& read) { return read.nodes() == 0; },
+      [&](const HnswLayers<float>& read) { return made_up_hnsw::same(read, layers); });
+  const io_files::Directory directory(io_files::Directory::in_memory);
+  const std::string path = directory / "x";
+  const Bytes old(7);
+  io_files::write(path, old);
+  support::check_allocation_failures(
+      "write_hnswlib", [&] { return io_files::write(path, old), 0; }, [&](int) { io::write_hnswlib(path, layers); },
+      [&](int) { return io_files::read(path) == old && directory.files() == 1; },
+      [&](int) { return io_files::read(path) == good; });
 }
 
 }  // namespace

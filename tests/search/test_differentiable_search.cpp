@@ -17,6 +17,7 @@
 #include <nlohmann/json.hpp>
 
 #include "support/allocation_counter.hpp"
+#include "support/allocation_failures.hpp"
 #include "support/catch.hpp"
 #include "support/near.hpp"
 
@@ -317,6 +318,70 @@ TEST_CASE("differentiable_search_v2: hyperbolic and dual-space searches; the sec
   CHECK_THROWS_AS(
       differentiable_search_v2(attention::Flash<float>(), {.query = query, .key = key.view().cols(0, 5)}, result, ws),
       ShapeError);
+}
+
+template <class T>
+bool same(const SearchResult<T>& a, const SearchResult<T>& b) {
+  return support::same_bits(a.ids.span(), b.ids.span()) && support::same_bits(a.scores.span(), b.scores.span()) &&
+         support::same_bits(a.weights.span(), b.weights.span()) &&
+         support::same_bits(a.log_sum_exp.span(), b.log_sum_exp.span()) &&
+         support::same_bits(a.embedding.span(), b.embedding.span());
+}
+
+// A result that held a search of other sizes, and no scratch yet.
+template <class T>
+struct Run {
+  SearchResult<T> result;
+  Workspace ws = {};
+  SearchSaved<Dot> saved = {};
+  Matrix<T> d_query = {}, d_key = {};
+  std::vector<T> out = {};
+
+  Run() { result.resize(4, 2, true, 3); }
+};
+
+// Promise P-36.
+TEST_CASE("differentiable_search: any allocation may fail, and the same call finds the same then", "[search]") {
+  const std::uint64_t seed = 36;
+  CAPTURE(seed);
+  Rng rng(seed);
+  const Matrix<float> query = normal<float>(rng, 2, 6, 0.1), key = normal<float>(rng, 100, 6, 0.1);
+  const SearchInput<float> in{.query = query, .key = key, .k = 3};
+  const auto sweep = [](const char* name, auto expected, const auto& call) {
+    call(expected);
+    support::check_allocation_failures(
+        name, [] { return decltype(expected)(); }, call,
+        [&](const auto& after) {
+          return same(after.result, expected.result) && after.out == expected.out &&
+                 support::same_bits(after.d_query.span(), expected.d_query.span()) &&
+                 support::same_bits(after.d_key.span(), expected.d_key.span());
+        });
+  };
+  sweep("differentiable_search", Run<float>(),
+        [&](Run<float>& run) { differentiable_search<float>(query.row(0), key, 3, 0.5f, run.result, run.ws); });
+  sweep("differentiable_search_hyperbolic", Run<float>(),
+        [&](Run<float>& run) { differentiable_search_hyperbolic(in, 0.5, 0.02, run.result, run.ws); });
+  sweep("differentiable_search_dual_space", Run<float>(), [&](Run<float>& run) {
+    differentiable_search_dual_space(in, {.euclidean_dim = 3, .euclidean_value_dim = 3}, run.result, run.ws);
+  });
+  const std::vector<gnn::RuvectorLayer<float>> layers(2, gnn::RuvectorLayer<float>({.input = 6, .hidden = 6}, rng));
+  const std::vector<MatrixView<const float>> levels = {key.view().rows(0, 20), key};
+  sweep("hierarchical_forward", Run<float>(), [&](Run<float>& run) {
+    run.out.assign(6, 0.0f);
+    hierarchical_forward<float>(query.row(0), levels, layers, run.out, run.result, run.ws);
+  });
+  const Matrix<double> queries = normal<double>(rng, 3, 5), keys = normal<double>(rng, 70, 5),
+                       d_weights = normal<double>(rng, 3, 4);
+  const Dot dot;
+  sweep("differentiable_search_v2 and its backward", Run<double>(), [&](Run<double>& run) {
+    const SearchInput<double> input{.query = queries, .key = keys, .k = 4};
+    Dot grad = zeros_like(dot);
+    run.d_query = Matrix<double>(3, 5);
+    run.d_key = Matrix<double>(70, 5);
+    differentiable_search_v2(dot, input, run.result, run.saved, run.ws);
+    differentiable_search_v2_backward(dot, input, run.result, run.saved, {.weights = d_weights},
+                                      {run.d_query, run.d_key, {}, {}}, grad, run.ws);
+  });
 }
 
 }  // namespace

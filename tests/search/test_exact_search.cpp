@@ -9,6 +9,7 @@
 #include <ruvector/simd/convert.hpp>
 
 #include "support/allocation_counter.hpp"
+#include "support/allocation_failures.hpp"
 #include "support/alternating.hpp"
 #include "support/catch.hpp"
 #include "support/near.hpp"
@@ -738,32 +739,50 @@ TEST_CASE("exact_search: whichever allocation fails, a retry finds the same", "[
   Workspace warm;
   support::Alternating pool;
   exact.search(queries, config, expected, warm);
-  const auto retry = [&] {
-    Workspace workspace;
+  // The result held another search, all of whose sizes differ.
+  struct Run {
     SearchResult<float> result;
-    exact.search(queries, config, result, workspace, pool);
-    CHECK(same(result, expected));
+    Workspace workspace = {};
   };
-  const auto points = support::fail_each_allocation(
-      [&] {
-        Workspace workspace;
-        SearchResult<float> result;
-        exact.search(queries, config, result, workspace, pool);
-      },
-      retry);
-  INFO("allocations that failed: " << points);
-  if (support::allocations_counted()) CHECK(points > 0);
+  const auto make = [&] {
+    Run run;
+    run.result.resize(3, 2, true, 1);
+    return run;
+  };
+  support::check_allocation_failures(
+      "ExactSearch::search", make, [&](Run& run) { exact.search(queries, config, run.result, run.workspace); },
+      [&](const Run& run) { return same(run.result, expected); });
+  support::check_allocation_failures(
+      "ExactSearch::search, 2 workers", make,
+      [&](Run& run) { exact.search(queries, config, run.result, run.workspace, pool); },
+      [&](const Run& run) { return same(run.result, expected); });
+
+  // A shard that failed begins again with a new state; finishing can be repeated.
   search::ExactSearchConfig<float> plain = config;
   plain.rescore = 0;
-  (void)support::fail_each_allocation(
-      [&] {
-        Workspace workspace;
-        auto state = exact.make_state(70, plain);
-        exact.accumulate(queries, plain, 0, state, workspace);
-        SearchResult<float> result;
-        state.finish(result);
+  const ExactSearch unvalued(InnerProduct<float>{}, data.exact);
+  unvalued.search(queries, plain, expected, warm);
+  support::check_allocation_failures(
+      "ExactSearch::make_state, accumulate", make,
+      [&](Run& run) {
+        auto state = unvalued.make_state(70, plain);
+        unvalued.accumulate(queries, plain, 0, state, run.workspace);
+        state.finish(run.result);
       },
-      [&] {});
+      [&](const Run& run) { return same(run.result, expected); });
+  struct Open {
+    search::SearchState<float> state;
+    SearchResult<float> result = {};
+  };
+  support::check_allocation_failures(
+      "SearchState::finish",
+      [&] {
+        Open open{unvalued.make_state(70, plain)};
+        unvalued.accumulate(queries, plain, 0, open.state, warm);
+        return open;
+      },
+      [](Open& open) { open.state.finish(open.result); },
+      [&](const Open& open) { return same(open.result, expected); });
   SearchResult<float> result;
   const auto call = [&] {
     exact.search(queries, config, result, warm, pool);

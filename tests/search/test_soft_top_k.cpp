@@ -5,12 +5,14 @@
 
 #include <algorithm>
 #include <cmath>
+#include <concepts>
 #include <limits>
 #include <numeric>
 #include <tuple>
 #include <vector>
 
 #include "support/allocation_counter.hpp"
+#include "support/allocation_failures.hpp"
 #include "support/catch.hpp"
 #include "support/near.hpp"
 
@@ -151,6 +153,10 @@ TEMPLATE_LIST_TEST_CASE("soft selection: cold it is hard, absent scores have not
   std::vector<double> out(100, 0.0);
   map.forward(many, out, ws);
   CHECK(support::allocations_in([&] { map.forward(many, out, ws); }) == 0);
+  if constexpr (!std::same_as<TestType, SoftTopK<double>>)  // that takes no scratch
+    support::check_allocation_failures(
+        "soft selection", [] { return Workspace(); }, [&](Workspace& fresh) { map.forward(many, out, fresh); },
+        [&](const Workspace&) { return out == weights(map, many, ws); });
   CHECK_THROWS_AS(map.forward(many, std::span<double>(out).first(99), ws), ShapeError);
   CHECK_THROWS_AS(weights(make<TestType>(0, 1), {1}, ws), ConfigError);
   CHECK_THROWS_AS(weights(make<TestType>(nan, 1), {1}, ws), ConfigError);

@@ -227,7 +227,8 @@ class ExactSearch {
   /// Adds these candidates, a shard that starts at id first_id of a larger set, to what the queries have found:
   /// filters and results have the ids of the larger set. Of the config, the filters are looked at. Throws ConfigError
   /// unless first_id is a multiple of 4096 or goes on where the state is incomplete, then at a multiple of 64; and
-  /// where `rescore` is set. ShapeError where sizes do not fit.
+  /// where `rescore` is set. ShapeError where sizes do not fit. After std::bad_alloc the state has some of the
+  /// candidates and is of no more use.
   void accumulate(MatrixView<const Scalar> queries, const ExactSearchConfig<Scalar>& config, Index first_id,
                   SearchState<Scalar>& state, Workspace& workspace) const {
     check(queries, config, first_id);
