@@ -43,7 +43,7 @@ template <Real T>
 class Frontier {
  public:
   Frontier(Workspace::Frame& frame, Index ef)
-      : frame_(frame), best_(frame.span<Scored<T>>(ef + 1)), open_(frame.span<Scored<T>>(Index(1024))) {}
+      : frame_(&frame), best_(frame.span<Scored<T>>(ef + 1)), open_(frame.span<Scored<T>>(Index(1024))) {}
 
   /// Whether a score could be among the ef best.
   [[nodiscard]] bool wants(T score) const { return !full() || score > best_[0].score; }
@@ -79,12 +79,12 @@ class Frontier {
 
   // How many there will be is not known before.
   void grow() {
-    const auto larger = frame_.span<Scored<T>>(2 * Index(open_.size()));
+    const auto larger = frame_->span<Scored<T>>(2 * Index(open_.size()));
     std::ranges::copy(open_, larger.begin());
     open_ = larger;
   }
 
-  Workspace::Frame& frame_;
+  Workspace::Frame* frame_;
   std::span<Scored<T>> best_;  // a heap, the worst in front, with room for one more
   std::size_t kept_ = 0;
   std::span<Scored<T>> open_;  // a heap, the best in front
@@ -109,6 +109,150 @@ class VisitedNodes {
  private:
   std::span<std::uint64_t> words_;
 };
+
+/// One query on its way through the layers. Its memory ends with the frame.
+template <CandidateScore S>
+class HnswWalk {
+ public:
+  using Scalar = ScalarOf<S>;
+  using Node = graph::HnswNode;
+
+  HnswWalk(const S& score, const graph::HnswLayers<Scalar>& layers, std::span<const Scalar> query, const Filter* filter,
+           Workspace& workspace, Workspace::Frame& frame)
+      : score_(score), layers_(layers), query_(query), filter_(filter), workspace_(workspace) {
+    const graph::HnswParameters& parameters = layers.parameters();
+    const Index most = std::max({Index(1), parameters.max_links, parameters.max_links_0});
+    chosen_ = frame.template span<Node>(most);
+    scores_ = frame.template span<Scalar>(most);
+  }
+
+  /// From the entry point to the node where level 0 is entered: on each level to the best neighbour, as long as there
+  /// is a better one.
+  [[nodiscard]] Scored<Scalar> descend() {
+    Index l = layers_.levels() - 1;
+    Node at = layers_.entry();  // its number on level l
+    chosen_[0] = layers_.level(l).nodes[at];
+    evaluate(1);
+    Scalar best = entry_score_ = scores_[0];
+    for (; l > 0; --l) {
+      const graph::HnswLevel& level = layers_.level(l);
+      for (bool better = true; better;) {
+        better = false;
+        const std::span<const Node> neighbors = level.graph.view().neighbors(Index(at));
+        std::ranges::transform(neighbors, chosen_.begin(), [&](Node neighbor) { return level.nodes[neighbor]; });
+        evaluate(neighbors.size());
+        for (std::size_t j = 0; j < neighbors.size(); ++j)
+          if (scores_[j] > best || (std::isnan(best) && !std::isnan(scores_[j]))) {
+            best = scores_[j];
+            at = neighbors[j];
+            better = true;
+          }
+      }
+      at = level.below[at];
+    }
+    return {best, at};
+  }
+
+  /// Enters level 0 at a node whose score is known.
+  void enter(Scored<Scalar> start, Frontier<Scalar>& frontier, VisitedNodes& visited) const {
+    (void)visited.visit(start.node);
+    add(start, frontier);
+  }
+
+  /// Leaves a node of level 0 by its links: scores the neighbours that were not visited, in the order of the links.
+  /// What is returned lasts until the next call.
+  std::pair<std::span<const Node>, std::span<const Scalar>> leave(Node node, Frontier<Scalar>& frontier,
+                                                                  VisitedNodes& visited) {
+    std::size_t count = 0;
+    for (const Node neighbor : layers_.level(0).graph.view().neighbors(Index(node))) {
+      chosen_[count] = neighbor;
+      count += visited.visit(neighbor) ? 0 : 1;
+    }
+    evaluate(count);
+    for (std::size_t j = 0; j < count; ++j) add({scores_[j], chosen_[j]}, frontier);
+    return {chosen_.first(count), scores_.first(count)};
+  }
+
+  /// Best first, until nothing better is left.
+  void finish(Frontier<Scalar>& frontier, VisitedNodes& visited) {
+    for (Node node; frontier.next(node);) leave(node, frontier, visited);
+  }
+
+  /// Offers a node with a score to the frontier.
+  void add(Scored<Scalar> node, Frontier<Scalar>& frontier) const {
+    const bool number = !std::isnan(node.score);
+    if (!number) node.score = -std::numeric_limits<Scalar>::infinity();
+    if (frontier.wants(node.score)) frontier.add(node, number && returned(node.node));
+  }
+
+  /// Scores nodes by name.
+  void score(std::span<Scored<Scalar>> nodes) {
+    for (std::size_t first = 0; first < nodes.size(); first += chosen_.size()) {
+      const auto some = nodes.subspan(first, std::min(chosen_.size(), nodes.size() - first));
+      std::ranges::transform(some, chosen_.begin(), &Scored<Scalar>::node);
+      evaluate(some.size());
+      for (std::size_t j = 0; j < some.size(); ++j) some[j].score = scores_[j];
+    }
+  }
+
+  /// The score of the entry point, after `descend`.
+  [[nodiscard]] Scalar entry_score() const { return entry_score_; }
+  /// How many scores it took so far.
+  [[nodiscard]] Index evaluations() const { return evaluations_; }
+
+ private:
+  // Scores the first `count` chosen nodes.
+  void evaluate(std::size_t count) {
+    neighbor_scores(score_, query_, layers_.vectors(), std::span<const Node>(chosen_.first(count)),
+                    scores_.first(count), workspace_);
+    evaluations_ += Index(count);
+  }
+
+  [[nodiscard]] bool returned(Node node) const {
+    if (!layers_.deleted().empty() && layers_.deleted()[node] != 0) return false;
+    return filter_ == nullptr || filter_->admits(layers_.ids()[node]);
+  }
+
+  const S& score_;
+  const graph::HnswLayers<Scalar>& layers_;
+  std::span<const Scalar> query_;
+  const Filter* filter_;  // null: all ids
+  Workspace& workspace_;
+  std::span<Node> chosen_;    // [most links] nodes to score, and
+  std::span<Scalar> scores_;  // their scores
+  Scalar entry_score_ = 0;
+  Index evaluations_ = 0;
+};
+
+/// The k best of those found, best first, as row i of a result.
+template <Real T>
+void write_found(std::span<Scored<T>> found, std::span<const Index> ids_of_nodes, SearchResult<T>& result, Index i) {
+  const auto id = [&](Scored<T> x) { return ids_of_nodes[x.node]; };
+  std::ranges::sort(
+      found, [&](Scored<T> a, Scored<T> b) { return a.score > b.score || (a.score == b.score && id(a) < id(b)); });
+  const auto ids = result.ids.row(i);
+  const auto scores = result.scores.row(i);
+  const std::size_t count = std::min(found.size(), ids.size());
+  for (std::size_t p = 0; p < count; ++p) {
+    ids[p] = id(found[p]);
+    scores[p] = found[p].score;
+  }
+  std::fill(ids.begin() + Index(count), ids.end(), Index(-1));
+  std::fill(scores.begin() + Index(count), scores.end(), -std::numeric_limits<T>::infinity());
+  result.count[i] = Index(count);
+}
+
+/// Throws ShapeError unless the filters are none, one, or one a query, each for ids up to the last.
+inline void check_filters(std::span<const Filter> filters, Index queries, Index last_id) {
+  const Index count = Index(filters.size());
+  if (count > 1) check_shape("search: filters", queries, count);
+  for (const Filter& filter : filters) filter.check(last_id + 1);
+}
+
+/// That of query i, or null: all ids.
+[[nodiscard]] inline const Filter* filter_of(std::span<const Filter> filters, Index i) {
+  return filters.empty() ? nullptr : &filters[filters.size() == 1 ? 0 : std::size_t(i)];
+}
 
 }  // namespace detail
 
@@ -152,9 +296,7 @@ class HnswSearch {
     result.resize(queries.rows(), config.k);
     workspace.reserve_workers(executor.concurrency());
     executor.parallel_for(queries.rows(), [&](Index i, Index worker) {
-      Walk walk{queries.row(i), filter_of(config, i), workspace.worker(worker)};
-      find(walk, config, result, i);
-      result.distance_count[i] = walk.evaluations;
+      find(queries.row(i), detail::filter_of(config.filters, i), config, result, i, workspace.worker(worker));
     });
   }
 
@@ -162,125 +304,27 @@ class HnswSearch {
   [[nodiscard]] const graph::HnswLayers<Scalar>& layers() const { return *layers_; }
 
  private:
-  using Node = graph::HnswNode;
-  using Scored = detail::Scored<Scalar>;
-  static constexpr Scalar lowest = -std::numeric_limits<Scalar>::infinity();
-
-  // One query, and what it needs to score the neighbours of a node.
-  struct Walk {
-    std::span<const Scalar> query;
-    const Filter* filter;  // null: all ids
-    Workspace& workspace;
-    std::span<Node> chosen = {};    // [most links] nodes to score, and
-    std::span<Scalar> scores = {};  // their scores
-    Index evaluations = 0;
-  };
-
   void check(MatrixView<const Scalar> queries, const HnswSearchConfig& config) const {
     if (config.k < 0) throw_config_error("HnswSearch: k", ">= 0", double(config.k));
     if (config.ef < 1) throw_config_error("HnswSearch: ef", ">= 1", double(config.ef));
     if (layers_->nodes() > 0) check_shape("HnswSearch: columns of queries", layers_->dim(), queries.cols());
-    const Index filters = Index(config.filters.size());
-    if (filters > 1) check_shape("HnswSearch: filters", queries.rows(), filters);
-    for (const Filter& filter : config.filters) filter.check(last_id_ + 1);
+    detail::check_filters(config.filters, queries.rows(), last_id_);
   }
 
-  [[nodiscard]] static const Filter* filter_of(const HnswSearchConfig& config, Index i) {
-    return config.filters.empty() ? nullptr : &config.filters[config.filters.size() == 1 ? 0 : std::size_t(i)];
-  }
-
-  void find(Walk& walk, const HnswSearchConfig& config, SearchResult<Scalar>& result, Index i) const {
+  void find(std::span<const Scalar> query, const Filter* filter, const HnswSearchConfig& config,
+            SearchResult<Scalar>& result, Index i, Workspace& workspace) const {
     const auto not_a_number = [](Scalar x) { return std::isnan(x); };
-    if (config.k == 0 || layers_->nodes() == 0 || std::ranges::any_of(walk.query, not_a_number))
-      return write({}, result, i);
-    auto frame = walk.workspace.frame();
-    const graph::HnswParameters& parameters = layers_->parameters();
-    const Index most = std::max({Index(1), parameters.max_links, parameters.max_links_0});
-    walk.chosen = frame.template span<Node>(most);
-    walk.scores = frame.template span<Scalar>(most);
+    result.distance_count[i] = 0;
+    if (config.k == 0 || layers_->nodes() == 0 || std::ranges::any_of(query, not_a_number))
+      return detail::write_found<Scalar>({}, layers_->ids(), result, i);
+    auto frame = workspace.frame();
+    detail::HnswWalk<S> walk(score_, *layers_, query, filter, workspace, frame);
     detail::Frontier<Scalar> frontier(frame, std::min(std::max(config.ef, config.k), layers_->nodes()));
     detail::VisitedNodes visited(frame, layers_->nodes());
-    walk_level_0(walk, descend(walk), frontier, visited);
-    write(frontier.best(), result, i);
-  }
-
-  // Scores the first `count` chosen nodes.
-  void evaluate(Walk& walk, std::size_t count) const {
-    detail::neighbor_scores(score_, walk.query, layers_->vectors(), std::span<const Node>(walk.chosen.first(count)),
-                            walk.scores.first(count), walk.workspace);
-    walk.evaluations += Index(count);
-  }
-
-  // From the entry point to the node where level 0 is entered: on each level to the best neighbour, as long as there is
-  // a better one.
-  [[nodiscard]] Node descend(Walk& walk) const {
-    Index l = layers_->levels() - 1;
-    Node at = layers_->entry();  // its number on level l
-    walk.chosen[0] = layers_->level(l).nodes[at];
-    evaluate(walk, 1);
-    Scalar best = walk.scores[0];
-    for (; l > 0; --l) {
-      const graph::HnswLevel& level = layers_->level(l);
-      for (bool better = true; better;) {
-        better = false;
-        const std::span<const Node> neighbors = level.graph.view().neighbors(Index(at));
-        std::ranges::transform(neighbors, walk.chosen.begin(), [&](Node neighbor) { return level.nodes[neighbor]; });
-        evaluate(walk, neighbors.size());
-        for (std::size_t j = 0; j < neighbors.size(); ++j)
-          if (walk.scores[j] > best || (std::isnan(best) && !std::isnan(walk.scores[j]))) {
-            best = walk.scores[j];
-            at = neighbors[j];
-            better = true;
-          }
-      }
-      at = level.below[at];
-    }
-    walk.chosen[0] = at;
-    walk.scores[0] = best;
-    return at;
-  }
-
-  // Best first from a node whose score is known.
-  void walk_level_0(Walk& walk, Node start, detail::Frontier<Scalar>& frontier, detail::VisitedNodes& visited) const {
-    const graph::CsrView<Node> links = layers_->level(0).graph.view();
-    const auto add = [&](Node node, Scalar score) {
-      const bool number = !std::isnan(score);
-      if (frontier.wants(number ? score : lowest))
-        frontier.add({number ? score : lowest, node}, number && returned(node, walk.filter));
-    };
-    (void)visited.visit(start);
-    add(start, walk.scores[0]);
-    for (Node node = start; frontier.next(node);) {
-      std::size_t count = 0;
-      for (const Node neighbor : links.neighbors(Index(node))) {
-        walk.chosen[count] = neighbor;
-        count += visited.visit(neighbor) ? 0 : 1;
-      }
-      evaluate(walk, count);
-      for (std::size_t j = 0; j < count; ++j) add(walk.chosen[j], walk.scores[j]);
-    }
-  }
-
-  [[nodiscard]] bool returned(Node node, const Filter* filter) const {
-    if (!layers_->deleted().empty() && layers_->deleted()[node] != 0) return false;
-    return filter == nullptr || filter->admits(layers_->ids()[node]);
-  }
-
-  // The k best of those found, best first.
-  void write(std::span<Scored> found, SearchResult<Scalar>& result, Index i) const {
-    const auto id = [&](Scored x) { return layers_->ids()[x.node]; };
-    std::ranges::sort(found,
-                      [&](Scored a, Scored b) { return a.score > b.score || (a.score == b.score && id(a) < id(b)); });
-    const auto ids = result.ids.row(i);
-    const auto scores = result.scores.row(i);
-    const std::size_t count = std::min(found.size(), ids.size());
-    for (std::size_t p = 0; p < count; ++p) {
-      ids[p] = id(found[p]);
-      scores[p] = found[p].score;
-    }
-    std::fill(ids.begin() + Index(count), ids.end(), Index(-1));
-    std::fill(scores.begin() + Index(count), scores.end(), lowest);
-    result.count[i] = Index(count);
+    walk.enter(walk.descend(), frontier, visited);
+    walk.finish(frontier, visited);
+    detail::write_found(frontier.best(), layers_->ids(), result, i);
+    result.distance_count[i] = walk.evaluations();
   }
 
   S score_;
