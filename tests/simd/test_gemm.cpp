@@ -68,6 +68,10 @@ TEMPLATE_TEST_CASE("gemm: plain and transposed products agree with the sum of pr
         Matrix<TestType> same(m, n, TestType(9));
         simd::gemm_transposed<TestType>(a, transposed(b).view(), same, workspace);
         CHECK(std::equal(c.span().begin(), c.span().end(), same.span().begin()));
+        std::ranges::fill(same.span(), TestType(9));
+        auto frame = workspace.frame();
+        simd::PackedTransposed<TestType>(transposed(b).view(), frame).multiply(a, same);
+        CHECK(std::equal(c.span().begin(), c.span().end(), same.span().begin()));
         simd::gemm_left_transposed<TestType>(transposed(a).view(), b, same, workspace);
         CHECK(std::equal(c.span().begin(), c.span().end(), same.span().begin()));
         std::ranges::fill(c.span(), TestType(0.75));
@@ -115,6 +119,21 @@ TEMPLATE_TEST_CASE("gemm: writes its block of a larger matrix and nothing beside
       REQUIRE(large(i, j) == (inside ? c(i - 2, j - 4) : TestType(5)));
     }
   }
+}
+
+TEST_CASE("gemm: a packed factor of several blocks serves any rows of the left one", "[simd]") {
+  Rng rng(13);
+  Workspace workspace;
+  const auto a = random_matrix<float>(23, 401, rng), b = random_matrix<float>(1001, 401, rng);
+  Matrix<float> whole(23, 1001), parts(23, 1001);
+  simd::gemm_transposed<float>(a, b, whole, workspace);
+  auto frame = workspace.frame();
+  const simd::PackedTransposed<float> packed(b, frame);
+  packed.multiply(a.view().rows(0, 9), parts.view().rows(0, 9));
+  packed.multiply(a.view().rows(9, 14), parts.view().rows(9, 14));
+  CHECK(std::ranges::equal(whole.span(), parts.span()));
+  CHECK_THROWS_AS(packed.multiply(a, parts.view().cols(0, 1000)), ShapeError);
+  CHECK_THROWS_AS(packed.multiply(a.view().cols(0, 400), parts), ShapeError);
 }
 
 TEST_CASE("gemm: sizes that do not fit are refused by name, and nothing is written", "[simd]") {

@@ -59,6 +59,15 @@ struct ExactSearchConfig {
 
 namespace detail {
 
+/// The queries as a score wants them.
+template <CandidateScore S>
+[[nodiscard]] auto prepare(const S& score, MatrixView<const ScalarOf<S>> queries, Workspace::Frame& frame) {
+  if constexpr (PreparedScore<S>)
+    return score.prepare(queries, frame);
+  else
+    return queries;
+}
+
 /// When a call has to end, and who is told how far it has come.
 class Watch {
  public:
@@ -335,6 +344,7 @@ class ExactSearch {
   void scan(const Task& task, Index begin, Index end, const detail::Findings<T>& found, Workspace& workspace) const {
     const Index m = task.queries.rows(), most = block_rows(), words = most / tile;
     auto frame = workspace.frame();
+    const auto queries = detail::prepare(score_, task.queries, frame);
     // One line more than a block: rows a power of two apart would share few sets of the cache.
     const MatrixView<T> block = frame.template matrix<T>(m, most + 16);
     const auto admitted = frame.template matrix<std::uint64_t>(std::min(m, Index(task.config.filters.size())), words);
@@ -342,7 +352,7 @@ class ExactSearch {
       const Index count = std::min(most, end - j);
       if (!admit(task, j, count, admitted, found.seen)) continue;
       const MatrixView<T> scores = block.cols(0, count);
-      score_rows(task.queries, j, scores, workspace);
+      score_rows(queries, j, scores, workspace);
       for (Index i = 0; i < m; ++i) {
         if (!admitted.empty()) hide(admitted.row(admitted.rows() == 1 ? 0 : i), scores.row(i));
         found.best[std::size_t(i)].push(std::span<const T>(scores.row(i)), task.first_id + j);
@@ -386,7 +396,8 @@ class ExactSearch {
   }
 
   // Scores of candidates j … as they are stored, or converted.
-  void score_rows(MatrixView<const T> queries, Index j, MatrixView<T> scores, Workspace& workspace) const {
+  template <class Queries>
+  void score_rows(const Queries& queries, Index j, MatrixView<T> scores, Workspace& workspace) const {
     const Index count = scores.cols();
     if constexpr (!std::same_as<Stored, T> && StoredScore<S, Stored>) {
       const auto scale = candidates_.key_scale;

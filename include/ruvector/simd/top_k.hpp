@@ -56,6 +56,15 @@ class TopK {
     constexpr Index width = lanes<T>;
     const Index n = Index(scores.size());
     Index i = 0;
+    constexpr Index at_once = 4 * width;
+    for (; i + at_once <= n; i += at_once) {
+      const Batch<T> threshold(threshold_);
+      const T* from = scores.data() + i;
+      Mask<T> candidates[4];
+      for (int v = 0; v < 4; ++v) candidates[v] = load(from + v * width) >= threshold;
+      if (any((candidates[0] | candidates[1]) | (candidates[2] | candidates[3]))) [[unlikely]]
+        for (int v = 0; v < 4; ++v) push_lanes(lane_bits(candidates[v]), from + v * width, first_id + i + v * width);
+    }
     for (; i + width <= n; i += width) {
       const Mask<T> candidates = load(scores.data() + i) >= Batch<T>(threshold_);
       if (any(candidates)) [[unlikely]]
