@@ -6,6 +6,7 @@
 #include <unistd.h>
 #include <algorithm>
 #include <cstdio>
+#include <functional>
 #include <string>
 #include <utility>
 
@@ -15,9 +16,13 @@ namespace examples {
 /// file). To be passed where a `ruvector::Progress` is wanted, by reference: std::ref(bar).
 class ProgressBar {
  public:
-  /// `unit` is what is counted: "pairs".
-  ProgressBar(std::string label, std::string unit)
-      : label_(std::move(label)), unit_(std::move(unit)), terminal_(::isatty(::fileno(stderr)) == 1) {}
+  /// `unit` is what is counted: "pairs". `note` is shown in place of the loss, where there is one.
+  ProgressBar(std::string label, std::string unit,
+              std::function<std::string(const ruvector::ProgressReport&)> note = {})
+      : label_(std::move(label)),
+        unit_(std::move(unit)),
+        note_(std::move(note)),
+        terminal_(::isatty(::fileno(stderr)) == 1) {}
   ProgressBar(const ProgressBar&) = delete;
   ProgressBar& operator=(const ProgressBar&) = delete;
   ~ProgressBar() {
@@ -32,10 +37,11 @@ class ProgressBar {
     const double rate = report.seconds > 0 ? static_cast<double>(report.done) / report.seconds : 0;
     const double left = rate > 0 ? static_cast<double>(report.total - report.done) / rate : 0;
     const double part = report.total > 0 ? static_cast<double>(report.done) / static_cast<double>(report.total) : 1;
-    char figures[160];
-    std::snprintf(figures, sizeof figures, "%3.0f %%  %s %s/s  loss %.3f  %s left", 100 * part,
-                  short_number(rate).c_str(), unit_.c_str(), loss_ / static_cast<double>(reports_),
-                  clock(left).c_str());
+    char loss[32];
+    std::snprintf(loss, sizeof loss, "loss %.3f", loss_ / static_cast<double>(reports_));
+    char figures[240];
+    std::snprintf(figures, sizeof figures, "%3.0f %%  %s %s/s  %s  %s left", 100 * part, short_number(rate).c_str(),
+                  unit_.c_str(), note_ ? note_(report).c_str() : loss, clock(left).c_str());
     if (terminal_) {
       std::fprintf(stderr, "\r%s %s %s\033[K", label_.c_str(), bar(part).c_str(), figures);
     } else {
@@ -82,6 +88,7 @@ class ProgressBar {
   }
 
   std::string label_, unit_;
+  std::function<std::string(const ruvector::ProgressReport&)> note_;
   bool terminal_;
   bool painted_ = false;
   double next_ = 0.1;  // seconds of the next repaint: short calls show nothing
