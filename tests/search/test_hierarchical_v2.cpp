@@ -7,6 +7,7 @@
 #include <ruvector/search/filter.hpp>
 #include <ruvector/search/hierarchical_v2.hpp>
 #include <ruvector/search/hnsw_search.hpp>
+#include <ruvector/search/search_attention.hpp>
 #include <ruvector/simd/dot.hpp>
 
 #include "graph/made_up_hnsw.hpp"
@@ -203,7 +204,8 @@ TEST_CASE("hierarchical_forward_v2: what is learned steers the way; what is retu
   hierarchical_forward_v2(SquaredDistance<float>{}, queries, layers, std::span(gnn), config, found, workspace);
   search::HnswSearch(SquaredDistance<float>{}, layers)
       .search(queries, {.k = 5, .ef = 20, .filters = config.filters}, plain, workspace);
-  CHECK_FALSE(same(found, plain));
+  CHECK_FALSE(support::same_bits(found.distance_count.span(), plain.distance_count.span()));
+  CHECK_FALSE(support::same_bits(found.state.span(), queries.span()));
 
   const auto check_same = [&](auto span, auto&& executor) {
     hierarchical_forward_v2(SquaredDistance<float>{}, queries, layers, span, config, other, workspace, executor);
@@ -235,6 +237,38 @@ TEST_CASE("hierarchical_forward_v2: what is learned steers the way; what is retu
   Index less = 0;
   for (Index i = 0; i < 40; ++i) less += other.distance_count[i] - found.distance_count[i];
   CHECK(less > 40 * 10);
+}
+
+TEST_CASE("hierarchical_forward_v2: every attention mode searches, and changes nothing until it is trained",
+          "[search][hierarchical]") {
+  using search::AttentionMode;
+  const std::uint64_t seed = 5;
+  CAPTURE(seed);
+  Rng rng(seed);
+  const HnswLayers<float> layers(near_hnsw::build(normals<float>(300, 6, rng, 0.3f), 6, rng));
+  const auto queries = normals<float>(20, 6, rng, 0.3f);
+  Workspace workspace;
+  SearchResult<float> found, plain;
+  search::HnswSearch(SquaredDistance<float>{}, layers).search(queries, {.k = 5, .ef = 10}, plain, workspace);
+  for (const bool flash : {false, true})
+    for (const AttentionMode mode :
+         {AttentionMode::standard, AttentionMode::hyperbolic, AttentionMode::dual_space, AttentionMode::edge_featured,
+          AttentionMode::moe, AttentionMode::flash, AttentionMode::linear}) {
+      CAPTURE(int(mode), flash);
+      const SearchConfig config{.attention_mode = mode, .use_flash = flash, .k = 5, .ef = 10, .beam = 1};
+      if (flash &&
+          (mode == AttentionMode::edge_featured || mode == AttentionMode::moe || mode == AttentionMode::linear)) {
+        CHECK_THROWS_AS(search::make_search_attention<float>(config, 6, rng), ConfigError);
+        continue;
+      }
+      std::vector<AnyLayer> gnn = {AnyLayer({.dim = 6}, search::make_search_attention<float>(config, 6, rng), rng)};
+      hierarchical_forward_v2(SquaredDistance<float>{}, queries, layers, std::span(gnn), config, found, workspace);
+      CHECK(same(found, plain));
+      gnn[0].gain = 1;
+      hierarchical_forward_v2(SquaredDistance<float>{}, queries, layers, std::span(gnn), config, found, workspace);
+      CHECK_FALSE(support::same_bits(found.distance_count.span(), plain.distance_count.span()));
+      for (Index i = 0; i < 20; ++i) CHECK(found.count[i] == 5);
+    }
 }
 
 TEST_CASE("hierarchical_forward_v2: empty inputs, NaN and any k have a defined result; the rest is refused",

@@ -233,41 +233,46 @@ template <Real T>
 class LearnedFrontier {
  public:
   struct Open {
-    T score;
+    T score, metric;
     graph::HnswNode node;
     Index number;  // how many were compared before it
   };
 
-  LearnedFrontier(Workspace::Frame& frame, Index ef)
+  LearnedFrontier(Workspace::Frame& frame, Index ef, Index k)
       : frame_(frame),
         found_(frame.span<Scored<T>>(ef + 1)),
+        front_(frame.span<T>(k + 1)),
         kept_(frame.span<T>(ef + 1)),
         open_(frame.span<Open>(Index(1024))) {}
 
-  /// Adds a node with its learned and its true score; one that is not `allowed` is passed through, one without a
-  /// metric, too.
-  void add(Open node, T metric, bool allowed) {
-    if (allowed) find({metric, node.node});
+  /// Adds a node; one that is not `allowed` is passed through.
+  void add(Open node, bool allowed) {
+    if (allowed) find({node.metric, node.node});
     if (full() && !(node.score > kept_[0])) return;
     if (opened_ == open_.size()) grow();
     open_[opened_++] = node;
     std::push_heap(open_.begin(), open_.begin() + Index(opened_), worse);
     if (!allowed) return;
-    best_ = std::max(best_, node.score);
-    const bool one_too_many = full();
-    kept_[count_++] = node.score;
-    std::push_heap(kept_.begin(), kept_.begin() + Index(count_), std::greater<>());
-    if (one_too_many) std::pop_heap(kept_.begin(), kept_.begin() + Index(count_--), std::greater<>());
+    push(kept_, count_, node.score);
   }
 
-  /// Takes the best open node; false where ending is better.
+  /// Takes the best open node to which going is better than ending; false where there is none.
   template <class Rule>
   [[nodiscard]] bool next(Open& node, Rule&& ending) {
-    if (opened_ == 0 || (full() && open_[0].score < ending(kept_[0], best_))) return false;
-    node = open_[0];
-    std::pop_heap(open_.begin(), open_.begin() + Index(opened_--), worse);
-    return true;
+    while (opened_ > 0 && !(full() && open_[0].score < kept_[0])) {
+      node = open_[0];
+      std::pop_heap(open_.begin(), open_.begin() + Index(opened_--), worse);
+      if (!(can_end() && node.metric < ending(worst(), kth()))) return true;
+    }
+    return false;
   }
+
+  /// Whether there are ef; then the metric of the ef-th and of the k-th best by it.
+  ///@{
+  [[nodiscard]] bool can_end() const { return found_count_ + 1 == found_.size(); }
+  [[nodiscard]] T worst() const { return found_[0].score; }
+  [[nodiscard]] T kth() const { return front_[0]; }
+  ///@}
 
   /// The best by the metric, in no order.
   [[nodiscard]] std::span<Scored<T>> found() { return found_.first(found_count_); }
@@ -278,9 +283,18 @@ class LearnedFrontier {
 
   [[nodiscard]] bool full() const { return count_ + 1 == kept_.size(); }
 
+  // Of a heap with the worst in front that has room for one more.
+  static void push(std::span<T> heap, std::size_t& count, T score) {
+    const bool one_too_many = count + 1 == heap.size();
+    heap[count++] = score;
+    std::push_heap(heap.begin(), heap.begin() + Index(count), std::greater<>());
+    if (one_too_many) std::pop_heap(heap.begin(), heap.begin() + Index(count--), std::greater<>());
+  }
+
   void find(Scored<T> node) {
-    const bool one_too_many = found_count_ + 1 == found_.size();
+    const bool one_too_many = can_end();
     if (one_too_many && !(node.score > found_[0].score)) return;
+    push(front_, front_count_, node.score);
     found_[found_count_++] = node;
     std::push_heap(found_.begin(), found_.begin() + Index(found_count_), better);
     if (one_too_many) std::pop_heap(found_.begin(), found_.begin() + Index(found_count_--), better);
@@ -295,17 +309,19 @@ class LearnedFrontier {
   Workspace::Frame& frame_;
   std::span<Scored<T>> found_;  // a heap by the metric, the worst in front, with room for one more
   std::size_t found_count_ = 0;
-  std::span<T> kept_;  // the same of learned scores
+  std::span<T> front_;  // the same of the k best, and
+  std::size_t front_count_ = 0;
+  std::span<T> kept_;  // of the ef best learned scores
   std::size_t count_ = 0;
-  T best_ = -std::numeric_limits<T>::infinity();
   std::span<Open> open_;  // a heap, the best in front
   std::size_t opened_ = 0;
 };
 
-/// What ending the search is worth, see SearchLayer; the ef-th best where that is not a number.
+/// What ending the search is worth where the ef-th best has the metric `worst` and the k-th `kth`, see SearchLayer; the
+/// former where that is not a number.
 template <class Layer, Real T>
-[[nodiscard]] T score_of_ending(const Layer& layer, T worst, T best) {
-  const T margin = layer.unit * layer.stop[0] + layer.stop[1] * (best - worst);
+[[nodiscard]] T score_of_ending(const Layer& layer, T worst, T kth) {
+  const T margin = layer.unit * layer.stop[0] + layer.stop[1] * (kth - worst) + layer.stop[2] * kth;
   return std::isfinite(margin) ? worst + margin : worst;
 }
 
@@ -341,7 +357,8 @@ class HierarchicalWalk {
     block.place[0] = 0;
     compare(way, layers_.levels() - 1, 0, 1);
     for (Index l = layers_.levels() - 1; l > 0; --l) descend(way, l);
-    LearnedFrontier<T> frontier(frame, std::min(std::max(config_.ef, config_.k), layers_.nodes()));
+    const Index ef = std::min(std::max(config_.ef, config_.k), layers_.nodes());
+    LearnedFrontier<T> frontier(frame, ef, std::min(config_.k, ef));
     walk_level_0(way, frontier);
     result.distance_count[i] = way.evaluations;
     write(frontier.found(), result, i);
@@ -486,15 +503,15 @@ class HierarchicalWalk {
     const auto add = [&](Index count) {
       for (std::size_t j = 0; j < std::size_t(count); ++j) {
         const bool there = !std::isnan(block.metric[j]) && returned(way, block.node[j]);
-        frontier.add({block.learned[j], block.node[j], seen++}, block.metric[j], there);
+        frontier.add({block.learned[j], block.metric[j], block.node[j], seen++}, there);
       }
     };
     for (Index b = 0; b < way.beam; ++b) (void)visited.visit(block.node[std::size_t(b)]);
     if (way.record != nullptr) way.record->start(0);
     learn(way, 0, way.beam, way.beam);
     add(way.beam);
-    const auto ending = [&](T worst, T best) {
-      return gnn_.empty() ? worst : score_of_ending(*layer_of(gnn_, 0), worst, best);
+    const auto ending = [&](T worst, T kth) {
+      return gnn_.empty() ? worst : score_of_ending(*layer_of(gnn_, 0), worst, kth);
     };
     Open at;
     while (frontier.next(at, ending)) {

@@ -49,12 +49,14 @@ struct SearchLayerConfig {
 /// bit. A layer whose gain is 0 does not ask its attention. An EdgeAwareAttention sees the features, too: its edge_dim
 /// is `search_features`.
 ///
-/// On level 0 a search ends as soon as ending is better than each node that it could go to: ending scores
+/// On level 0 a search goes on to the open node that is best by s, as long as that is one of the ef best by s; and only
+/// to nodes whose metric is better than what ending is worth, once there are ef,
 ///
-///     σ = s_(ef) + unit·stop_0 + stop_1·(s_(1) − s_(ef))        s_(i): the i-th best so far
+///     σ = m_(ef) + unit·stop_0 + stop_1·(m_(k) − m_(ef)) + stop_2·m_(k)        m_(i): the i-th best metric so far
 ///
-/// once there are ef, and stop starts at 0, where this is the rule of HNSW. So how far a search goes is learned as the
-/// way is, and depends on the query: on how clearly its best stand out.
+/// stop starts at 0, where with s = m this is HNSW. At (0, 1, γ) and for distances it is adaptive beam search: no open
+/// node is nearer than (1 + γ) times the k-th found. So how far a search goes is learned, depends on the query, and
+/// costs nothing; ef is then the most that is kept.
 template <attention::ScoringAttention Attention, nn::RecurrentCell Cell = nn::GruCell<ScalarOf<Attention>>,
           nn::RowMap Norm = nn::LayerNorm<ScalarOf<Attention>>>
 class SearchLayer {
@@ -65,7 +67,7 @@ class SearchLayer {
   Attention attention;                 ///< logits a of state and candidates
   T gain = 0;                          ///< of the attention
   Vector<T> edge;                      ///< [search_features] of the features
-  Vector<T> stop;                      ///< [2] of the rule to end by
+  Vector<T> stop;                      ///< [3] of the rule to end by
   attention::Positive<T> temperature;  ///< τ
   Cell cell;                           ///< dim, dim
   Norm norm;                           ///< of the new states; starts at 0
@@ -84,7 +86,7 @@ class SearchLayer {
   SearchLayer(const SearchLayerConfig& config, Attention with_attention, Cell with_cell, Norm with_norm)
       : attention(std::move(with_attention)),
         edge(search_features),
-        stop(2),
+        stop(3),
         temperature(T(config.temperature), "SearchLayer: temperature"),
         cell(std::move(with_cell)),
         norm(std::move(with_norm)),
@@ -122,7 +124,7 @@ class SearchLayer {
     check_shape("SearchLayer: state of the cell", dim, cell.hidden_dim());
     check_shape("SearchLayer: columns of the norm", dim, norm.output_dim(dim));
     check_shape("SearchLayer: edge", search_features, edge.size());
-    check_shape("SearchLayer: stop", 2, stop.size());
+    check_shape("SearchLayer: stop", 3, stop.size());
   }
 
   /// s [n] of candidates `key` [n×d] with these scores of the metric [n] and features [n×search_features]; −∞ where

@@ -1,0 +1,251 @@
+// SPDX-License-Identifier: MIT
+#include <ruvector/attention/scaled_dot_product.hpp>
+#include <ruvector/core/executor.hpp>
+#include <ruvector/core/random.hpp>
+#include <ruvector/search/fit_search.hpp>
+#include <ruvector/search/hierarchical_v2.hpp>
+#include <ruvector/train/adam.hpp>
+#include <ruvector/train/gradient_check.hpp>
+#include <ruvector/train/state.hpp>
+
+#include "search/near_hnsw.hpp"
+#include "support/catch.hpp"
+#include "support/trials.hpp"
+
+#include <algorithm>
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <stop_token>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+namespace test_fit_search {
+namespace {
+
+using namespace ruvector;
+using graph::HnswLayers;
+using made_up_hnsw::normals;
+using search::FitSearchConfig;
+using search::SearchTargets;
+using search::SquaredDistance;
+
+template <class T>
+using Layer = search::SearchLayer<attention::ScaledDotProduct<T>>;
+template <class T>
+using Model = search::SearchModel<Layer<T>>;
+using State = search::FitSearchState<Layer<double>, train::Adam<Model<double>>>;
+
+static_assert(Module<Model<double>>);
+static_assert(train::Checkpointable<State>);
+
+template <class T>
+Model<T> untrained(Index count, Index d, double unit, Rng& rng) {
+  Model<T> model;
+  for (Index l = 0; l < count; ++l) model.layers.push_back(Layer<T>({.dim = d, .unit = unit}, {}, rng));
+  return model;
+}
+
+// Promise P-01.
+TEST_CASE("fit_search: gradients of all that is learned, through all steps", "[search][hierarchical]") {
+  Index learned_to_end = 0;
+  for (Index trial = 0; trial < 20; ++trial) {
+    const std::uint64_t seed = 100 + std::uint64_t(trial);
+    CAPTURE(seed);
+    Rng rng(seed);
+    const Index n = trial == 0 ? 2 : 40, d = 1 + trial % 3;
+    const HnswLayers<double> layers(near_hnsw::build(normals<double>(n, d, rng), 3, rng));
+    const auto queries = normals<double>(1, d, rng);
+    const SquaredDistance<double> score;
+    Workspace workspace;
+    const SearchTargets targets = search::nearest_targets(score, queries, layers, 3, workspace);
+    FitSearchConfig config;
+    config.search = {.k = 3, .ef = 6, .beam = 2, .rounds = 3};
+    config.positives = 2;
+    config.end = 0.9;
+    config.caution = 2;
+    config.negatives = 5;
+    config.rank_temperature = 1.5;
+    config.route_temperature = 0.8;
+    auto model = untrained<double>(1 + trial % 2, d, 1.3, rng);
+    for_each_parameter(
+        [&](std::string_view, std::span<double> x) {
+          for (double& v : x) v += 0.3 * rng.normal();
+        },
+        model);
+    search::detail::SearchLoss<SquaredDistance<double>, Layer<double>> loss(score, queries, layers, targets, config,
+                                                                            model, 1);
+    typename decltype(loss)::Scratch scratch;
+    loss.walk(0, scratch, workspace);
+    REQUIRE(scratch.record.steps.size() == std::size_t(n < 10 ? 1 : scratch.record.steps.size()));
+    auto gradient = zeros_like(model);
+    (void)loss.loss(model, 0, scratch, Rng(7), gradient, workspace, true);
+    const auto of = [&](const Model<double>& moved) {
+      auto unused = zeros_like(moved);
+      return loss.loss(moved, 0, scratch, Rng(7), unused, workspace, true);
+    };
+    const auto check = train::check_module_gradient(of, model, gradient, {.step = 1e-5});
+    INFO(to_string(check));
+    CHECK(check.passed);
+
+    learned_to_end += gradient.layers.back().stop[1] != 0 ? 1 : 0;
+  }
+  CHECK(learned_to_end > 10);
+}
+
+// Points in clusters far apart, so that the way matters.
+struct Problem {
+  Rng rng{5};
+  HnswLayers<double> layers;
+  Matrix<double> queries, others;
+  SearchTargets targets, held_out;
+  FitSearchConfig config;
+  SquaredDistance<double> score;
+
+  Problem() {
+    const Index n = 1200, d = 8;
+    Matrix<double> centres = normals<double>(30, d, rng, 2.0), points = normals<double>(n, d, rng, 0.7);
+    for (Index i = 0; i < n; ++i)
+      for (Index c = 0; c < d; ++c) points(i, c) += centres(i % 30, c);
+    const auto near = [&](Index count) {
+      Matrix<double> x = normals<double>(count, d, rng, 0.3);
+      for (Index i = 0; i < count; ++i) {
+        const Index at = rng.below(n);
+        for (Index c = 0; c < d; ++c) x(i, c) += points(at, c);
+      }
+      return x;
+    };
+    queries = near(256);
+    others = near(200);
+    layers = HnswLayers<double>(near_hnsw::build(std::move(points), 8, rng));
+    Workspace workspace;
+    targets = search::nearest_targets(score, queries, layers, 10, workspace);
+    held_out = search::nearest_targets(score, others, layers, 10, workspace);
+    config.search = {.k = 10, .ef = 32, .beam = 1};
+    config.fit.epochs = 4;
+    config.rank = 0;  // what is relevant is what is near: it would teach nothing new
+    config.fit.batch_size = 8;
+  }
+  [[nodiscard]] State start() const {
+    Rng own(11);
+    const auto model = untrained<double>(2, 8, 8, own);
+    return State(model, train::Adam(model, {.learning_rate = 0.01}), own);
+  }
+  template <class E = Serial>
+  train::FitResult fit(State& state, E&& executor = Serial{}, const search::FitSearchHooks<State>& hooks = {},
+                       const Progress& progress = {}, const std::stop_token& stop = {}) const {
+    return search::fit_search(state, score, queries, layers, targets, config, hooks, executor, progress, stop);
+  }
+  // Recall and scores a query, of queries that were not trained on.
+  std::pair<double, double> measure(const Model<double>& model, Index ef) const {
+    Workspace workspace;
+    search::SearchResult<double> found;
+    search::hierarchical_forward_v2(score, others, layers, std::span(model.layers), {.k = 10, .ef = ef, .beam = 1},
+                                    found, workspace);
+    double right = 0, cost = 0;
+    for (Index i = 0; i < others.rows(); ++i) {
+      cost += double(found.distance_count[i]);
+      for (Index p = 0; p < 10; ++p)
+        right += double(std::count(held_out.ids.begin() + 10 * i, held_out.ids.begin() + 10 * i + 10, found.ids(i, p)));
+    }
+    return {right / 2000, cost / 200};
+  }
+};
+
+// Everything a state remembers, byte by byte.
+std::string bytes(const State& state) {
+  std::string all;
+  train::for_each_state(
+      [&](std::string_view path, auto span) {
+        all += path;
+        all.append(reinterpret_cast<const char*>(span.data()), span.size_bytes());
+      },
+      state);
+  return all;
+}
+
+TEST_CASE("fit_search: learns where to go and when to end, in rounds on its own ways", "[search][hierarchical]") {
+  const Problem p;
+  State state = p.start();
+  std::vector<double> losses;
+  Index reports = 0, total = 0;
+  const auto result =
+      p.fit(state, Serial{}, {.validate = {}, .epoch = [&](const train::EpochReport& e) { losses.push_back(e.loss); }},
+            [&](const ProgressReport& report) { ++reports, total = report.total; });
+  CHECK(result.end == train::FitEnd::finished);
+  REQUIRE(losses.size() == 8);
+  CHECK(losses.back() < 0.8 * losses.front());
+  CHECK(reports == 8 * 32);
+  CHECK(total == reports);
+  CHECK(state.round == 1);
+  CHECK(state.policy.layers[1].stop[0] != 0);
+  CHECK(state.policy.layers[1].stop[0] != state.training.model.layers[1].stop[0]);
+  // At equal recall it makes fewer evaluations, those of the attention counted, and with the attention left out, too.
+  const Model<double> plain = p.start().training.model;
+  std::vector<std::pair<double, double>> curve;
+  for (const Index ef : {10, 16, 24, 32, 48, 64, 100, 160}) curve.push_back(p.measure(plain, ef));
+  Model<double> lean = state.training.model;
+  for (auto& layer : lean.layers) layer.gain = 0;
+  for (const auto& model : {state.training.model, lean}) {
+    const auto [recall, cost] = p.measure(model, 64);
+    std::size_t at = 1;
+    while (at + 1 < curve.size() && curve[at].first < recall) ++at;
+    const auto low = curve[at - 1], high = curve[at];
+    const double of_plain = low.second + (recall - low.first) / (high.first - low.first) * (high.second - low.second);
+    INFO("recall " << recall << ", evaluations " << cost << ", of plain search " << of_plain);
+    CHECK(recall > 0.93);
+    CHECK(cost < 0.95 * of_plain);
+  }
+}
+
+// Promises P-15, P-20.
+TEST_CASE("fit_search: the same bits on two threads, and after a stop", "[search][hierarchical]") {
+  Problem p;
+  p.config.fit.epochs = 1;
+  p.config.search.ef = 12;
+  p.config.rank = 1;
+  State whole = p.start(), again = p.start();
+  std::optional<State> saved;
+  (void)p.fit(whole, Serial{}, {.checkpoint = [&](const State& state) {
+                if (!saved) saved = state;
+              }});
+  const std::string expected = bytes(whole);
+  (void)p.fit(again, ThreadPool(2));
+  CHECK(bytes(again) == expected);
+  REQUIRE(saved);
+  CHECK(saved->round == 0);
+  (void)p.fit(*saved);
+  CHECK(bytes(*saved) == expected);
+  std::stop_source stop;
+  State stopped = p.start();
+  const auto result = p.fit(
+      stopped, Serial{}, {},
+      [&](const ProgressReport& report) {
+        if (report.done == 40) stop.request_stop();
+      },
+      stop.get_token());
+  CHECK(result.end == train::FitEnd::cancelled);
+  CHECK(stopped.round == 1);
+  (void)p.fit(stopped);
+  CHECK(bytes(stopped) == expected);
+}
+
+TEST_CASE("fit_search: refuses what does not fit", "[search][hierarchical]") {
+  Problem p;
+  State state = p.start();
+  p.targets.ids[3] = 7;  // no point has this id
+  CHECK_THROWS_AS(p.fit(state), ShapeError);
+  p.targets.ids[3] = 1000;
+  p.targets.offsets.pop_back();
+  CHECK_THROWS_AS(p.fit(state), ShapeError);
+  p.config.rounds = 0;
+  CHECK_THROWS_AS(p.fit(state), ConfigError);
+  p.config = {.beam_temperature = 0};
+  CHECK_THROWS_AS(p.fit(state), ConfigError);
+  CHECK(bytes(state) == bytes(p.start()));
+}
+
+}  // namespace
+}  // namespace test_fit_search
