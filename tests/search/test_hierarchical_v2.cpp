@@ -187,7 +187,8 @@ TEST_CASE("hierarchical_forward_v2: what is learned steers the way; what is retu
   const SearchConfig config{.k = 5, .ef = 20, .beam = 3, .state = true, .filters = {&filter, 1}};
   Index asked = 0;
   // Another metric than those from which a cosine follows, and a second space: four scores a candidate.
-  const search::TwoSpaces score{Counting{&asked}, search::Distance{geometry::PoincareBall<float>{}}};
+  using Ball = search::Distance<geometry::PoincareBall<float>>;
+  const search::TwoSpaces<Counting, Ball> score{Counting{&asked}, Ball{geometry::PoincareBall<float>{}}};
   hierarchical_forward_v2(score, queries, layers, std::span(gnn), config, found, workspace);
   Index counted = 0;
   for (const Index count : found.distance_count) counted += count;
