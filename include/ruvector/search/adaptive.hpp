@@ -171,7 +171,7 @@ class AdaptiveSearch {
       if (nothing_to_find(queries.row(i), 1)) return;
       Workspace& own = workspace.worker(worker);
       auto frame = own.frame();
-      const WarmUp warm_up(std::get<0>(scores_), *layers_, queries.row(i), nullptr, config_.warm_up, broadest_, own,
+      const WarmUp warm_up(std::get<0>(scores_), *layers_, queries.row(i), nullptr, config_.warm_up, warm_up_ef(1), own,
                            frame);
       warm_up.write_features(out.row(i));
     });
@@ -224,6 +224,13 @@ class AdaptiveSearch {
     return k == 0 || layers_->nodes() == 0 || std::ranges::any_of(query, [](Scalar x) { return std::isnan(x); });
   }
 
+  // A walk leaves all that it keeps, so one with ef = steps gets as far as any other, and its heaps are small. A single
+  // expert goes on as it has begun.
+  [[nodiscard]] Index warm_up_ef(Index k) const {
+    const Index ef = std::max(broadest_, k);
+    return experts() == 1 ? ef : std::min(ef, std::max(config_.warm_up, Index(1)));
+  }
+
   template <class Choose, class E>
   void run(MatrixView<const Scalar> queries, const AdaptiveSearchConfig& config, AdaptiveResult<Scalar>& result,
            Choose&& choose_experts, Workspace& workspace, E& executor) const {
@@ -241,7 +248,7 @@ class AdaptiveSearch {
       Workspace& own = workspace.worker(worker);
       auto frame = own.frame();
       WarmUp warm_up(std::get<0>(scores_), *layers_, queries.row(i), detail::filter_of(config.filters, i),
-                     config_.warm_up, std::max(broadest_, config.k), own, frame);
+                     config_.warm_up, warm_up_ef(config.k), own, frame);
       choose_experts(warm_up, result.expert.row(i), result.gate.row(i), own);
       go_on(warm_up, config.k, result, i, own, frame);
     });

@@ -7,6 +7,8 @@
 #include "ruvector/search/filter.hpp"
 #include "ruvector/search/hnsw_search.hpp"
 #include "ruvector/search/scores.hpp"
+#include "ruvector/simd/arch.hpp"
+#include "ruvector/simd/batches.hpp"
 #include "ruvector/simd/dot.hpp"
 
 #include <algorithm>
@@ -40,15 +42,15 @@ struct TenBest {
   }
 };
 
-/// The first steps of a walk on level 0, and all that they have seen: enough to go on as a walk of any ef up to the one
-/// it was made for. Its memory ends with the frame.
+/// The first steps of a walk on level 0, and all that they have seen: enough to go on as a walk of any ef. Its memory
+/// ends with the frame.
 template <CandidateScore S>
 class WarmUp {
  public:
   using Scalar = ScalarOf<S>;
   using Node = graph::HnswNode;
 
-  /// Leaves up to `steps` nodes, with room for ef.
+  /// Leaves up to `steps` nodes, as a walk of this ef would.
   WarmUp(const S& score, const graph::HnswLayers<Scalar>& layers, std::span<const Scalar> query, const Filter* filter,
          Index steps, Index ef, Workspace& workspace, Workspace::Frame& frame)
       : layers_(layers),
@@ -57,7 +59,7 @@ class WarmUp {
         frame_(frame),
         ef_(ef),
         walk_(score, layers, query, filter, workspace, frame),
-        frontier_(frame, std::min(ef, layers.nodes())),
+        frontier_(frame, std::min(ef_, layers.nodes())),
         visited_(frame, layers.nodes()) {
     steps = std::min(steps, layers.nodes());
     const Index links = std::min(layers.parameters().max_links_0, layers.nodes());
@@ -88,9 +90,14 @@ class WarmUp {
   }
 
   /// What was found so far, in no order.
-  [[nodiscard]] std::span<Scored<Scalar>> found() { return frontier_.best(); }
+  [[nodiscard]] std::span<Scored<Scalar>> found() const {
+    const auto all = frame_.template span<Scored<Scalar>>(Index(seen().size()));
+    const auto end = std::ranges::copy_if(
+        seen(), all.begin(), [&](Scored<Scalar> x) { return !std::isnan(x.score) && walk_.returned(x.node); });
+    return all.first(std::size_t(end.out - all.begin()));
+  }
 
-  /// Goes on to the end as a walk of this ef, at most that of the warm-up. What such a walk finds, in no order.
+  /// Goes on to the end as a walk of this ef. What such a walk finds, in no order.
   [[nodiscard]] std::span<Scored<Scalar>> finish(Index ef) {
     if (ef == ef_) {
       walk_.finish(frontier_, visited_);
@@ -148,8 +155,10 @@ class WarmUp {
       left += std::ranges::find(left_.first(steps_), node.node) != left_.begin() + std::ptrdiff_t(steps_) ? 1 : 0;
     }
     const Scalar norm = std::sqrt(simd::squared_norm(query_)), root = std::sqrt(Scalar(query_.size()));
-    Scalar absolute = 0;
-    for (const Scalar x : query_) absolute += std::abs(x);
+    simd::Batch<Scalar> sums(Scalar(0));
+    simd::for_each_batch<Scalar>(Index(query_.size()),
+                                 [&](Index i, auto lanes) { sums += simd::abs(lanes.load(query_.data() + i)); });
+    const Scalar absolute = simd::reduce_add(sums);
     constexpr Scalar least = Scalar(1e-6);  // a dimension of a million: the ten are equally far
     out[0] = logarithm(norm);
     out[1] = logarithm(ten.front().score);

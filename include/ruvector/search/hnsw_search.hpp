@@ -195,6 +195,12 @@ class HnswWalk {
     }
   }
 
+  /// Whether a node may be returned: it is not deleted, and admitted by the filter.
+  [[nodiscard]] bool returned(Node node) const {
+    if (!layers_.deleted().empty() && layers_.deleted()[node] != 0) return false;
+    return filter_ == nullptr || filter_->admits(layers_.ids()[node]);
+  }
+
   /// The score of the entry point, after `descend`.
   [[nodiscard]] Scalar entry_score() const { return entry_score_; }
   /// How many scores it took so far.
@@ -206,11 +212,6 @@ class HnswWalk {
     neighbor_scores(score_, query_, layers_.vectors(), std::span<const Node>(chosen_.first(count)),
                     scores_.first(count), workspace_);
     evaluations_ += Index(count);
-  }
-
-  [[nodiscard]] bool returned(Node node) const {
-    if (!layers_.deleted().empty() && layers_.deleted()[node] != 0) return false;
-    return filter_ == nullptr || filter_->admits(layers_.ids()[node]);
   }
 
   const S& score_;
