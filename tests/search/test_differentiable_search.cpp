@@ -320,6 +320,41 @@ TEST_CASE("differentiable_search_v2: hyperbolic and dual-space searches; the sec
       ShapeError);
 }
 
+TEST_CASE("search: an exact match among 10000 ranks first with the exact weight, and alone where τ → 0", "[search]") {
+  const std::uint64_t seed = 37;
+  CAPTURE(seed);
+  Rng rng(seed);
+  constexpr Index n = 10000, d = 32, match = 7654;
+  const Matrix<float> key = normal<float>(rng, n, d);
+  const MatrixView<const float> query = key.view().rows(match, 1);
+  Workspace ws;
+  SearchResult<float> soft, exact;
+  for (const double temperature : {20.0, 1.0, 1e-3}) {
+    CAPTURE(temperature);
+    const float scale = 1 / std::sqrt(float(d));
+    differentiable_search_v2(attention::Flash<float>(attention::DotScore<float>({.temperature = float(temperature)})),
+                             {.query = query, .key = key, .k = 3}, soft, ws);
+    ExactSearch(InnerProduct<float>{}, {.key = key, .value = key})
+        .search(query, {.k = 3, .softmax = true, .temperature = float(temperature) / scale}, exact, ws);
+    double inverse = 0;  // Σ e^(s_j − s_match)
+    for (Index j = 0; j < n; ++j) {
+      double below = 0;
+      for (Index c = 0; c < d; ++c) below += double(query(0, c)) * (double(key(j, c)) - double(query(0, c)));
+      inverse += std::exp(below * double(scale) / temperature);
+    }
+    const double weight = 1 / inverse;
+    for (const SearchResult<float>* result : {&soft, &exact}) {
+      CHECK(result->ids(0, 0) == match);
+      CHECK(support::near(double(result->weights(0, 0)), weight, {.relative = 1e-4}));
+      CHECK(result->mass[0] >= result->weights(0, 0));
+      if (temperature != 1e-3) continue;
+      CHECK(result->weights(0, 0) == 1);
+      CHECK(result->mass[0] == 1);
+      CHECK(support::same_bits(result->embedding.row(0), query.row(0)));
+    }
+  }
+}
+
 template <class T>
 bool same(const SearchResult<T>& a, const SearchResult<T>& b) {
   return support::same_bits(a.ids.span(), b.ids.span()) && support::same_bits(a.scores.span(), b.scores.span()) &&
