@@ -283,6 +283,9 @@ class EncoderTrainer {
     const auto deviation = static_cast<float>(config_.spread / std::sqrt(static_cast<double>(config_.dim)));
     for (auto* matrix : {&state.model.queries, &state.model.items})
       for (float& x : matrix->span()) x = deviation * rng.normal<float>();
+    if constexpr (in_ball)  // few start outside
+      for (auto* matrix : {&state.model.queries, &state.model.items})
+        for (Index i = 0; i < n; ++i) ruvector::geometry::PoincareBall<float>().project(matrix->row(i), matrix->row(i));
     state.generator = rng.split(2).state();
     return state;
   }
