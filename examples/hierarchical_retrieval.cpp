@@ -533,7 +533,7 @@ std::vector<Row> train_and_measure(const Options& o, const Relevance& relevance,
     }
     if (const auto row = find_row(o, s)) {
       rows.push_back(*row);
-    } else {
+    } else if (static_cast<std::size_t>(state.stage) == s) {  // else the vectors of that stage are gone
       Row measured = row_of(o, s);
       measured.seconds = state.seconds;
       measure(o, relevance, trainer.lift(), state.model.queries, state.model.items, threads, measured);
