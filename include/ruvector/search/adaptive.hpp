@@ -209,7 +209,7 @@ class AdaptiveSearch {
   using Node = graph::HnswNode;
   using Scored = detail::Scored<Scalar>;
   using WarmUp = detail::WarmUp<S>;
-  using Candidates = detail::Candidates<Scalar>;
+  using MergedCandidates = detail::MergedCandidates<Scalar>;
 
   void check(MatrixView<const Scalar> queries, const AdaptiveSearchConfig& config) const {
     if (config.k < 0) throw_config_error("AdaptiveSearch: k", ">= 0", double(config.k));
@@ -303,7 +303,7 @@ class AdaptiveSearch {
     std::span<Scored> found = known;
     if (!goes_on || count == 2) {
       const Index most = std::max(breadth(experts[0]), breadth(experts[count - 1]));
-      Candidates candidates(frame, 2 * most);
+      MergedCandidates candidates(frame, 2 * most);
       if (goes_on) candidates.add(known, shares[0]);
       for (std::size_t c = goes_on ? 1 : 0; c < count; ++c)
         candidates.add(walk(experts[c].score, warm_up, breadth(experts[c]), evaluations, workspace, frame), shares[c]);

@@ -127,8 +127,8 @@ class WarmUp {
     return all.first(known.size() + std::size_t(numbers - scored.begin()));
   }
 
-  /// As `AdaptiveSearch::features` lists them.
-  void write_features(std::span<Scalar> out) const {
+  /// As `AdaptiveSearch::features` lists them. Not inlined: the same code for any executor.
+  [[gnu::noinline]] void write_features(std::span<Scalar> out) const {
     const std::size_t half = ends_[steps_ / 2];
     TenBest<Scalar> best;
     for (const Scored<Scalar> node : seen().first(half)) best.offer(node);
@@ -214,10 +214,10 @@ class WarmUp {
 
 /// What experts of several scores have found, with Σ_e g_e log softmax_e(s_e/τ_e), up to what is the same for all.
 template <Real T>
-class Candidates {
+class MergedCandidates {
  public:
   /// With room for so many.
-  Candidates(Workspace::Frame& frame, Index most) : all_(frame.span<Scored<T>>(most)) {}
+  MergedCandidates(Workspace::Frame& frame, Index most) : all_(frame.span<Scored<T>>(most)) {}
 
   /// What an expert found, and its share g.
   void add(std::span<const Scored<T>> found, T share) {

@@ -338,8 +338,10 @@ class HierarchicalWalk {
       : score_(score), layers_(layers), gnn_(gnn), config_(config) {}
 
   /// Searches for a query, writes row i of `result` and the state, and fills trace and record where they are not null.
-  void operator()(std::span<const T> query, const Filter* filter, std::span<T> state, std::vector<SearchStep<T>>* trace,
-                  SearchRecord<T>* record, SearchResult<T>& result, Index i, Workspace& ws) const {
+  /// Not inlined: the same code for any executor.
+  [[gnu::noinline]] void operator()(std::span<const T> query, const Filter* filter, std::span<T> state,
+                                    std::vector<SearchStep<T>>* trace, SearchRecord<T>* record, SearchResult<T>& result,
+                                    Index i, Workspace& ws) const {
     std::ranges::copy(query, state.begin());
     result.distance_count[i] = 0;
     if (record != nullptr) record->clear();

@@ -72,7 +72,8 @@ struct FitSearchConfig {
 
 namespace detail {
 
-/// Losses and gradients of a search along ways that it, or an earlier one, has gone.
+/// Losses and gradients of a search along ways that it, or an earlier one, has gone. Its two functions are not inlined:
+/// gcc 12 fuses other products with sums where it inlines them into fit for another executor, and bits would differ.
 template <class Score, class Layer>
 class SearchLoss {
  public:
@@ -110,7 +111,7 @@ class SearchLoss {
   }
 
   /// Sends query i on the way of the policy.
-  void walk(Index i, Scratch& scratch, Workspace& ws) const {
+  [[gnu::noinline]] void walk(Index i, Scratch& scratch, Workspace& ws) const {
     auto frame = ws.frame();
     const std::span<T> state = frame.template span<T>(queries_.cols());
     scratch.result.resize(1, std::max(Index(1), config_.search.k));
@@ -120,8 +121,8 @@ class SearchLoss {
 
   /// The loss of query i along that way; adds to `gradient`. `soft`: the beam is weighed by its soft cut also going
   /// forward, so that the gradient is that of the loss, not of its straight-through relative.
-  double loss(const Model& model, Index i, Scratch& scratch, Rng rng, Model& gradient, Workspace& ws,
-              bool soft = false) const {
+  [[gnu::noinline]] double loss(const Model& model, Index i, Scratch& scratch, Rng rng, Model& gradient, Workspace& ws,
+                                bool soft = false) const {
     if (scratch.record.steps.empty()) return 0;
     auto frame = ws.frame();
     Pass pass(frame, scratch, queries_.row(i), layers_);
