@@ -6,21 +6,11 @@
 # must read as computed from them: mean ± half of the 95 % interval (examples/support/intervals.hpp), over the seeds.
 # A table with "±" or "recall" in it that is not named below is an error, so that none is added without its runs.
 
-import csv
-import math
 import pathlib
 import re
 import sys
 
-T = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228]  # Student's t, 0.975
-
-
-def interval(values):
-    n = len(values)
-    if n < 2:
-        raise SystemExit("no interval of fewer than two runs")
-    mean = sum(values) / n
-    return mean, T[min(n - 2, len(T) - 1)] * math.sqrt(sum((x - mean) ** 2 for x in values) / (n - 1) / n)
+from measured import by_seed, column, interval, load, paired
 
 
 class Value:
@@ -30,8 +20,7 @@ class Value:
         self.column, self.where = column, where
 
     def read(self, table, row):
-        runs = table.runs({**row, **self.where})
-        return {seed: float(run[self.column]) for seed, run in runs.items()}
+        return column(table.runs({**row, **self.where}).values(), {}, self.column)
 
     def text(self, table, row, cell):
         # As many decimals as the cell has: a subtree is held out to two, a random split to three.
@@ -53,7 +42,7 @@ class Gain(Value):
         values, base = self.read(table, row), self.read(table, self.base)
         if values.keys() != base.keys():
             raise SystemExit(f"{table.file}: {row} and {self.base} have other seeds")
-        mean, half = interval([100 * (values[seed] / base[seed] - 1) for seed in sorted(values)])
+        mean, half = interval(paired(values, base, lambda value, none: 100 * (value / none - 1)))
         return f"{mean:+.1f} ± {half:.1f} %".replace("-", "−")
 
 
@@ -64,16 +53,10 @@ class Table:
         self.header, self.file, self.rows, self.columns = header, file, rows, columns
 
     def load(self, results):
-        with open(results / self.file, newline="", encoding="utf-8") as lines:
-            self.lines = list(csv.DictReader(lines))
+        self.lines = load(results / self.file)
 
     def runs(self, where):
-        found = {}
-        for line in self.lines:
-            if all(line[column] == value for column, value in where.items()):
-                if line["seed"] in found:
-                    raise SystemExit(f"{self.file}: {where} has seed {line['seed']} twice")
-                found[line["seed"]] = line
+        found = by_seed(self.lines, where)
         if not found:
             raise SystemExit(f"{self.file}: no run of {where}")
         return found

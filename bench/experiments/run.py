@@ -1,0 +1,525 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+#
+# run.py --programs DIR [ID...]: runs what is missing in results/ of the experiments below, arm by arm and seed by seed,
+# with the examples in DIR, and writes results/report.md. Ctrl-C leaves what was finished; the same command goes on.
+# run.py --report: the report alone.
+
+import argparse
+import csv
+import dataclasses
+import datetime
+import os
+import pathlib
+import platform
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+from measured import by_seed, column, interval, load, matches, paired
+
+HERE = pathlib.Path(__file__).resolve().parent
+RESULTS = HERE / "results"
+PROVENANCE = ["processor", "commit", "date"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """Arms × seeds of a program. An arm is the values of columns of its CSV file that are options of the same name."""
+
+    id: str
+    title: str
+    program: str
+    file: str
+    arms: tuple
+    seeds: tuple
+    values: tuple  # columns of the report
+    options: tuple = ()  # of each call; {state} is a folder that stays until the experiment is finished
+    where: dict = dataclasses.field(default_factory=dict)  # what else a line must have
+    seconds: float = 60  # of a run, until one was measured
+    all_seeds: bool = False  # the program runs the seeds 1, 2, … in one call: --seeds
+    published: dict = dataclasses.field(default_factory=dict)  # (values of an arm) → text
+    source: str = ""
+
+    def lines(self, arm):
+        return [line for line in load(RESULTS / self.file) if matches(line, {**self.where, **arm})]
+
+    def missing(self, arm):
+        return [seed for seed in self.seeds if not any(line["seed"] == str(seed) for line in self.lines(arm))]
+
+    def calls(self):
+        """(arm, seeds) of the programs to call."""
+        for arm in self.arms:
+            missing = self.missing(arm)
+            if missing and self.all_seeds:
+                yield arm, missing
+            elif not self.all_seeds:
+                yield from ((arm, [seed]) for seed in missing)
+
+    def expected_seconds(self, arm, seeds):
+        known = [float(x["seconds"]) for x in self.lines(arm) if "seconds" in x]
+        return len(seeds) * (statistics.median(known) if known else self.seconds)
+
+
+def arms(**columns):
+    """All combinations."""
+    result = [{}]
+    for name, values in columns.items():
+        result = [{**arm, name: value} for arm in result for value in values]
+    return tuple(result)
+
+
+EXPERIMENTS = [
+    Experiment(
+        "E1",
+        "WordNet's mammals: reconstruction of the closure (MAP, mean rank)",
+        "wordnet_search",
+        "mammals.csv",
+        arms(model=("poincare", "lorentz", "euclidean"), dim=(2, 5, 10, 50)),
+        (1, 2, 3),
+        ("map", "mean_rank"),
+        ("--root", "mammal"),
+        {"epochs": 300},
+        10,
+        published={("poincare", 5): "MAP 0.927, mean rank 1.26"},
+        source="Nickel & Kiela 2017, README of their code",
+    ),
+    Experiment(
+        "E2",
+        "WordNet's nouns: reconstruction of the closure",
+        "wordnet_search",
+        "nouns.csv",
+        arms(model=("poincare", "euclidean"), dim=(5, 10)),
+        (1,),
+        ("map", "mean_rank"),
+        ("--lr", "1", "--batch", "50", "--epochs", "1500", "--threads", "2"),
+        {"epochs": 1500},
+        5400,
+        published={
+            ("poincare", 5): "MAP 0.823, mean rank 4.9",
+            ("poincare", 10): "MAP 0.851, mean rank 4.02",
+            ("euclidean", 5): "MAP 0.024 (constrained)",
+            ("euclidean", 10): "MAP 0.059 (constrained)",
+        },
+        source="Nickel & Kiela 2017, table 1",
+    ),
+    Experiment(
+        "E4",
+        "WordNet's nouns: retrieval of ancestors, d = 32",
+        "hierarchical_retrieval",
+        "hierarchical_retrieval.csv",
+        (
+            {"space": "cosine", "loss": "all"},
+            *arms(space=("cosine", "inner", "poincare", "lorentz", "dual"), loss=("negatives",)),
+        ),
+        (1, 2, 3),
+        ("r_emb_10", "r_emb_size", "r_ann_10", "r_e2e_10"),
+        ("--dim", "32", "--checkpoints", "{state}"),
+        {"root": "", "dim": 32, "stage": "far"},
+        1200,
+        published={("cosine", "all"): "87.3 % of all pairs (another definition of recall)"},
+        source="You et al. 2025, arXiv 2509.16411",
+    ),
+    Experiment(
+        "E5",
+        "DictionaryLookup: test accuracy, one head",
+        "dictionary_lookup",
+        "dictionary_lookup.csv",
+        arms(model=("gatv2", "gatv1", "v1"), k=(5, 10, 20)),
+        (1, 2, 3),
+        ("train_accuracy", "test_accuracy"),
+        where={"heads": 1},
+        seconds=30,
+        published={
+            **{("gatv2", k): "1.00" for k in (5, 10, 20)},
+            ("gatv1", 20): "0.11",
+        },
+        source="Brody, Alon & Yahav 2022",
+    ),
+    Experiment(
+        "E6",
+        "WordNet's nouns into 26 classes, 10 % of the labels: test accuracy",
+        "supersense",
+        "supersense.csv",
+        arms(split=("random", "subtree"), edges=("none", "scalar", "typed", "shuffled", "directed")),
+        (1, 2, 3, 4, 5),
+        ("test",),
+        ("--checkpoint", "{state}/supersense.safetensors"),
+        {"root": "", "features": "glosses"},
+        12,
+    ),
+    Experiment(
+        "E7",
+        "Five tasks one after another: what is right at the end, and what was forgotten",
+        "continual",
+        "continual.csv",
+        arms(
+            data=("fashion", "wordnet"),
+            scenario=("task", "class"),
+            arm=("none", "ewc", "si", "replay", "joint"),
+        ),
+        (1, 2, 3),
+        ("at_end", "forgetting"),
+        ("--checkpoints", "{state}"),
+        {"iterations": 100},
+        3,
+        all_seeds=True,
+        published={
+            ("fashion", "class", "none"): "0.199 (Split-MNIST)",
+            ("fashion", "class", "ewc"): "0.206 (Split-MNIST)",
+            ("fashion", "class", "si"): "0.212 (Split-MNIST)",
+            ("fashion", "class", "replay"): "0.888 (Split-MNIST)",
+            ("fashion", "class", "joint"): "0.982 (Split-MNIST)",
+        },
+        source="van de Ven et al. 2022",
+    ),
+    Experiment(
+        "E9",
+        "Fashion-MNIST: distances and time at equal recall@10 = 0.95",
+        "adaptive_search",
+        "adaptive_search.csv",
+        ({},),
+        (1, 2, 3, 4, 5),
+        ("dcs", "gap_closed", "ns_p50", "ns_p99"),
+        options=("--warm-up", "12"),
+        where={"warm_up": 12, "recall": 0.95, "arm": "router"},
+        seconds=60,
+        all_seeds=True,
+    ),
+]
+
+
+# --- Running ---
+
+
+def command_output(*command):
+    return subprocess.run(command, cwd=HERE, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def commit():
+    """The short hash, with + where the sources differ from it."""
+    changed = command_output("git", "status", "--porcelain", "--", "../../include", "../../examples")
+    return command_output("git", "rev-parse", "--short", "HEAD") + ("+" if changed else "")
+
+
+def processor():
+    name = platform.processor() or platform.machine()
+    if os.path.exists("/proc/cpuinfo"):
+        with open("/proc/cpuinfo", encoding="utf-8") as info:
+            name = next((line.split(":")[1].strip() for line in info if line.startswith("model name")), name)
+    return f"{name} {os.cpu_count()} cores".replace(",", " ")
+
+
+def append(path, new, provenance, wanted):
+    """Adds the lines that `wanted` takes, with their provenance. All or nothing. Returns how many."""
+    with open(new, newline="", encoding="utf-8") as lines:
+        reader = csv.DictReader(lines)
+        header, lines = list(reader.fieldnames or []), [line for line in reader if wanted(line)]
+    old = path.read_text(encoding="utf-8") if path.exists() else ",".join(header + PROVENANCE) + "\n"
+    if old.splitlines()[0].split(",") != header + PROVENANCE:
+        raise SystemExit(f"{path} has other columns than what the program writes: {','.join(header)}")
+    text = "".join(",".join([line[name] for name in header] + provenance) + "\n" for line in lines)
+    partial = path.with_suffix(".partial")
+    partial.write_text(old + text, encoding="utf-8")
+    partial.replace(path)
+    return len(lines)
+
+
+def call(experiment, arm, seeds, programs, provenance):
+    """Runs the program, and keeps the lines of what it finished. Returns its exit code."""
+    state = programs / "experiments" / experiment.id
+    state.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        out = pathlib.Path(folder) / "runs.csv"
+        command = [str(programs / experiment.program), "--csv", str(out)]
+        command += [option.format(state=state) for option in experiment.options]
+        for name, value in arm.items():
+            command += ["--" + name.replace("_", "-"), str(value)]
+        command += ["--seeds", str(max(seeds))] if experiment.all_seeds else ["--seed", str(seeds[0])]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        stopped = False
+        while True:
+            try:
+                code = process.wait()
+                break
+            except KeyboardInterrupt:  # the program got it, too, and ends when it has saved
+                stopped = True
+        # Programs that make one run write what they have when they are stopped, which is no result.
+        if out.exists() and (experiment.all_seeds or not stopped):
+            present = {line["seed"] for line in experiment.lines(arm)}
+            append(RESULTS / experiment.file, out, provenance, lambda line: line["seed"] not in present)
+        return 130 if stopped else code
+
+
+def clock(seconds):
+    return str(datetime.timedelta(seconds=round(seconds)))
+
+
+def run(experiments, programs, provenance):
+    calls = [(e, arm, seeds) for e in experiments for arm, seeds in e.calls()]
+    left = [e.expected_seconds(arm, seeds) for e, arm, seeds in calls]
+    for number, (experiment, arm, seeds) in enumerate(calls):
+        name = " ".join([experiment.id, *map(str, arm.values()), "seed", ",".join(map(str, seeds))])
+        print(f"[{number + 1}/{len(calls)}] {name}: about {clock(sum(left[number:]))} left", file=sys.stderr)
+        start = time.monotonic()
+        code = call(experiment, arm, seeds, programs, provenance)
+        if code in (130, -signal.SIGINT):
+            print("stopped; the same command goes on", file=sys.stderr)
+            return 130
+        if code != 0 or any(seed in experiment.missing(arm) for seed in seeds):
+            print(f"{name}: {experiment.program} failed (exit code {code})", file=sys.stderr)
+            return 1
+        # What is left of this experiment takes as long as this took, compared with what was expected.
+        factor = (time.monotonic() - start) / left[number]
+        for later in range(number + 1, len(calls)):
+            if calls[later][0] is experiment:
+                left[later] = experiment.expected_seconds(*calls[later][1:]) * (factor if experiment.seconds else 1)
+    return 0
+
+
+# --- Hypotheses ---
+
+
+@dataclasses.dataclass
+class Part:
+    """A statement of a hypothesis: what was measured, and whether it holds; None: no data yet."""
+
+    statement: str
+    measured: str = ""
+    holds: bool = None
+
+
+def of(file, where, name):
+    lines = load(RESULTS / file)
+    return column(lines, where, name) if lines else {}
+
+
+def shown(values, digits=3, unit=""):
+    mean, half = interval(values)
+    return f"{mean:+.{digits}f} ± {half:.{digits}f}{unit}"
+
+
+def difference(statement, values, test, digits=3, unit=""):
+    """`test` gets mean and half of the interval of paired values."""
+    if len(values) < 2:
+        return Part(statement)
+    return Part(statement, shown(values, digits, unit) + f" ({len(values)} seeds)", test(*interval(values)))
+
+
+def h1():
+    def recall(space):
+        where = {"root": "", "space": space, "loss": "negatives", "dim": 32, "stage": "far"}
+        values = of("hierarchical_retrieval.csv", where, "r_emb_10")
+        return {seed: 100 * value for seed, value in values.items()}
+
+    for space in ("poincare", "lorentz", "dual"):
+        # Against the Euclidean arm that does better, by the same recipe.
+        euclid = max((recall(name) for name in ("cosine", "inner")), key=lambda x: sum(x.values()) / max(1, len(x)))
+        yield difference(
+            f"geometry, {space}: R_emb at least 3 points above Euclid with the same recipe",
+            paired(recall(space), euclid),
+            lambda mean, half: mean >= 3 and mean - half > 0,
+            1,
+            " points",
+        )
+    yield Part("index: R_e2e of a trained search at least 1 point above HNSW at equal distance evaluations")
+
+
+def mammals(model, dim):
+    return of("mammals.csv", {"model": model, "dim": dim, "epochs": 300}, "map")
+
+
+def h1b():
+    for dim in (2, 5, 10):
+        yield difference(
+            f"MAP of Poincaré above Euclid at d = {dim}",
+            paired(mammals("poincare", dim), mammals("euclidean", dim)),
+            lambda mean, half: mean - half > 0,
+        )
+    yield difference(
+        "a tie at d = 50",
+        paired(mammals("poincare", 50), mammals("euclidean", 50)),
+        lambda mean, half: abs(mean) <= half,
+    )
+
+
+def crossover():
+    """Between which dimensions Euclid overtakes Poincaré, with intervals that exclude 0 on both sides."""
+    below, above = None, None
+    for dim in (2, 5, 10, 50):
+        values = paired(mammals("poincare", dim), mammals("euclidean", dim))
+        if len(values) < 2:
+            return "no data yet"
+        mean, half = interval(values)
+        if mean > half:
+            below = dim
+        elif mean < -half and above is None:
+            above = dim
+    return f"above d = {below}, at most d = {above}" if below and above else "not within d = 2 … 50"
+
+
+def h2():
+    def accuracy(edges, split):
+        where = {"root": "", "edges": edges, "split": split, "features": "glosses"}
+        return of("supersense.csv", where, "test")
+
+    def gain(edges, split):
+        return paired(accuracy(edges, split), accuracy("none", split), lambda x, none: 100 * (x / none - 1))
+
+    for split in ("random", "subtree"):
+        for edges in ("typed", "directed"):
+            yield difference(
+                f"{edges} edges, {split} split: accuracy at least 20 % above none",
+                gain(edges, split),
+                lambda mean, half: mean >= 20 and mean - half > 0,
+                1,
+                " %",
+            )
+        yield difference(
+            f"shuffled types, {split} split: as none", gain("shuffled", split), lambda mean, half: abs(mean) <= half, 1, " %"
+        )
+
+
+def h3():
+    yield Part("forward and backward: peak bytes at least 40 % less at n ≥ 2000, dense and on WordNet's graph (E8)")
+
+
+def h4():
+    def p50(arm):
+        return of("adaptive_search.csv", {"warm_up": 12, "recall": 0.95, "arm": arm}, "ns_p50")
+
+    yield difference(
+        "p50 at recall 0.95, the router's cost included: at least 15 % less than the best single search",
+        paired(p50("router"), p50("single"), lambda x, single: 100 * (1 - x / single)),
+        lambda mean, half: mean >= 15 and mean - half > 0,
+        1,
+        " %",
+    )
+
+
+def h5():
+    for k in (5, 10, 20):
+        for model, statement, holds in (
+            ("gatv2", "100 %", lambda x: min(x) == 1),
+            ("gatv1", "at most 50 %", lambda x: max(x) <= 0.5),
+            ("v1", "at most 50 %", lambda x: max(x) <= 0.5),
+        ):
+            values = list(of("dictionary_lookup.csv", {"model": model, "k": k, "heads": 1}, "test_accuracy").values())
+            seen = f"{min(values):.3f} … {max(values):.3f} ({len(values)} seeds)" if values else ""
+            enough = len(values) >= 2
+            yield Part(f"{model}, k = {k}: test accuracy {statement}", seen, holds(values) if enough else None)
+
+
+def h6():
+    def forgetting(data, arm):
+        return of("continual.csv", {"data": data, "scenario": "task", "arm": arm, "iterations": 100}, "forgetting")
+
+    for data, name in (("fashion", "split Fashion-MNIST"), ("wordnet", "five subtrees of WordNet")):
+        yield difference(
+            f"{name}, task-incremental: forgetting of none minus that of EWC above 0",
+            paired(forgetting(data, "none"), forgetting(data, "ewc")),
+            lambda mean, half: mean - half > 0,
+        )
+
+
+HYPOTHESES = [
+    ("H1", "hierarchical retrieval: recall@10 from 85 % to 92–95 %", h1, any),
+    ("H1b", "hyperbolic space is 15–30 % better", h1b, all),
+    ("H2", "edge features are worth +20 % accuracy", h2, None),
+    ("H3", "memory −40 %", h3, all),
+    ("H4", "latency −15 %", h4, all),
+    ("H5", "GATv2's score looks up what static scores cannot", h5, all),
+    ("H6", "EWC forgets less", h6, all),
+]
+
+
+def verdict(parts, rule):
+    known = [part.holds for part in parts]
+    if all(holds is None for holds in known):
+        return "no data yet"
+    if False in known and rule is not any:
+        return "partly" if True in known and rule is all else "not confirmed"
+    if None in known:
+        return "no data yet for all of it"
+    return "confirmed" if all(known) else "partly" if any(known) else "not confirmed"
+
+
+# --- The report ---
+
+
+def cell(values):
+    if not values:
+        return "no data yet"
+    if len(values) == 1:
+        return f"{values[0]:.4g}"
+    mean, half = interval(values)
+    digits = max(0, 3 - len(str(int(abs(mean))))) if abs(mean) >= 10 else 3
+    return f"{mean:.{digits}f} ± {half:.{digits}f}"
+
+
+def table(header, rows):
+    yield "| " + " | ".join(header) + " |"
+    yield "|" + "---|" * len(header)
+    for row in rows:
+        yield "| " + " | ".join(row) + " |"
+
+
+def report():
+    text = [
+        "# Experiments",
+        "",
+        "Written by `run.py` from the CSV files beside it: mean ± half of the 95 % interval (Student's t) over seeds.",
+        "",
+        "## Hypotheses",
+        "",
+    ]
+    judged = [(id, claim, list(parts()), rule) for id, claim, parts, rule in HYPOTHESES]
+    text += table(["", "claim", "verdict"], [[id, claim, verdict(parts, rule)] for id, claim, parts, rule in judged])
+    for id, claim, parts, _ in judged:
+        text += ["", f"### {id}: {claim}", ""]
+        words = {True: "holds", False: "does not hold", None: "no data yet"}
+        text += table(["statement", "measured", ""], [[p.statement, p.measured, words[p.holds]] for p in parts])
+        if id == "H1b":
+            text += ["", f"Euclidean space overtakes the ball: {crossover()}."]
+    for e in EXPERIMENTS:
+        text += ["", f"## {e.id}: {e.title}", "", f"`{e.program}`, [{e.file}]({e.file})", ""]
+        names = list(e.arms[0])
+        rows = []
+        for arm in e.arms:
+            lines = e.lines(arm)
+            values = [cell([*column(lines, {}, name).values()]) for name in e.values]
+            # The seeds of the lines, which must differ.
+            seeds = str(len(by_seed(lines, {})))
+            rows.append([*map(str, arm.values()), *values, seeds, e.published.get(tuple(arm.values()), "")])
+        text += table([*names, *e.values, "seeds", f"published: {e.source}" if e.source else "published"], rows)
+        picture = (RESULTS / e.file).with_suffix(".svg")
+        if picture.exists():
+            text += ["", f"![{e.title}]({picture.name})"]
+    (RESULTS / "report.md").write_text("\n".join(text) + "\n", encoding="utf-8")
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Runs what is missing of the experiments, and writes report.md.")
+    parser.add_argument("ids", nargs="*", help="experiments (default: all): " + ", ".join(e.id for e in EXPERIMENTS))
+    parser.add_argument("--programs", type=pathlib.Path, help="folder of the built examples")
+    parser.add_argument("--report", action="store_true", help="the report alone")
+    parser.add_argument("--processor", default=processor(), help="name of the processor in the CSV files")
+    parser.add_argument("--commit", help="commit of the programs (default: that of these sources)")
+    arguments = parser.parse_args()
+    unknown = set(arguments.ids) - {e.id for e in EXPERIMENTS}
+    if unknown or (arguments.programs is None and not arguments.report):
+        parser.error(f"unknown: {', '.join(sorted(unknown))}" if unknown else "--programs is needed")
+    code = 0
+    if not arguments.report:
+        wanted = [e for e in EXPERIMENTS if not arguments.ids or e.id in arguments.ids]
+        provenance = [arguments.processor, arguments.commit or commit(), datetime.date.today().isoformat()]
+        code = run(wanted, arguments.programs.resolve(), provenance)
+    report()
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
