@@ -608,7 +608,7 @@ void print_table(const std::vector<Row>& rows) {
 
 /// Recall by cost, R_ann on the left and R_e2e on the right, of one run of each space after its last stage.
 void draw(const std::string& path, const std::vector<Row>& rows) {
-  constexpr double width = 400, height = 300, left = 56, top = 72, bottom = 50, legend = 110, least = 100, most = 20000;
+  constexpr double width = 400, height = 300, left = 56, top = 72, bottom = 50, legend = 135, least = 100, most = 20000;
   Svg svg(2 * (left + width) + legend + 30, top + height + bottom,
           "text{font:13px sans-serif;fill:#333}.title{font-size:17px;font-weight:bold}.panel{font-weight:bold}"
           ".grid{stroke:#e4e4e4}.curve{stroke-width:2;stroke-linecap:round}");
