@@ -165,7 +165,7 @@ TEST_CASE("adaptive: what has been merged is worth a distance in the order of th
   Workspace workspace;
   auto frame = workspace.frame();
   const std::vector<Scored> a = {{10, 1}, {8, 2}, {5, 3}}, b = {{0.3, 2}, {0.1, 4}};
-  search::detail::Candidates<double> candidates(frame, 8);
+  search::detail::MergedCandidates<double> candidates(frame, 8);
   candidates.add(a, 0.6);
   candidates.add(b, 0.4);
   // g log softmax(s/range), one that is not in a list counted as its last.
