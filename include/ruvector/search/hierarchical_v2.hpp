@@ -109,8 +109,7 @@ void hierarchical_forward_v2(const Score& score, MatrixView<const detail::Scalar
     Workspace& own = workspace.worker(worker);
     auto frame = own.frame();
     const std::span<T> state = frame.template span<T>(queries.cols());
-    const Filter* filter =
-        config.filters.empty() ? nullptr : &config.filters[config.filters.size() == 1 ? 0 : std::size_t(i)];
+    const Filter* filter = detail::filter_of(config.filters, i);
     walk(queries.row(i), filter, state, config.trace ? &kept.trace[std::size_t(i)] : nullptr, nullptr, result, i, own);
     if (config.state) std::ranges::copy(state, kept.state.row(i).begin());
   });

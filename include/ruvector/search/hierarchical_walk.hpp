@@ -346,7 +346,7 @@ class HierarchicalWalk {
     result.distance_count[i] = 0;
     if (record != nullptr) record->clear();
     if (config_.k == 0 || layers_.nodes() == 0 || std::ranges::any_of(query, [](T x) { return std::isnan(x); }))
-      return write({}, result, i);
+      return write_found<T>({}, layers_.ids(), result, i);
     auto frame = ws.frame();
     const graph::HnswParameters& parameters = layers_.parameters();
     const Index most = std::max({Index(1), parameters.max_links, parameters.max_links_0});
@@ -363,7 +363,7 @@ class HierarchicalWalk {
     LearnedFrontier<T> frontier(frame, ef, std::min(config_.k, ef));
     walk_level_0(way, frontier);
     result.distance_count[i] = way.evaluations;
-    write(frontier.found(), result, i);
+    write_found<T>(frontier.found(), layers_.ids(), result, i);
   }
 
  private:
@@ -530,23 +530,6 @@ class HierarchicalWalk {
   [[nodiscard]] bool returned(const Way& way, Node node) const {
     if (!layers_.deleted().empty() && layers_.deleted()[node] != 0) return false;
     return way.filter == nullptr || way.filter->admits(layers_.ids()[node]);
-  }
-
-  // The k best of those found, best first.
-  void write(std::span<Scored<T>> found, SearchResult<T>& result, Index i) const {
-    const auto id = [&](Scored<T> x) { return layers_.ids()[x.node]; };
-    std::ranges::sort(
-        found, [&](Scored<T> a, Scored<T> b) { return a.score > b.score || (a.score == b.score && id(a) < id(b)); });
-    const auto ids = result.ids.row(i);
-    const auto scores = result.scores.row(i);
-    const std::size_t count = std::min(found.size(), ids.size());
-    for (std::size_t p = 0; p < count; ++p) {
-      ids[p] = id(found[p]);
-      scores[p] = found[p].score;
-    }
-    std::fill(ids.begin() + Index(count), ids.end(), Index(-1));
-    std::fill(scores.begin() + Index(count), scores.end(), -std::numeric_limits<T>::infinity());
-    result.count[i] = Index(count);
   }
 
   const Score& score_;

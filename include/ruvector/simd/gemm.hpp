@@ -88,8 +88,9 @@ enum class Edge {
   in_both  ///< in both
 };
 
-/// Whether the right factor stays in a cache, or comes from memory to be read once: then it is asked for in time.
-enum class Reads { again, once };
+/// What comes from memory to be read once, and is asked for in time: nothing (all stays in a cache), the left factor
+/// (of a product of many rows with one panel, a fifth slower without), the right one.
+enum class Reads { again, left_once, once };
 /// Rows between what is asked for and what is used. Of c = a bᵀ as many as two transposed squares have, past the L2
 /// cache (into it too: 83 %); of c = a b into L2. On a quiet machine 89 and 96 % of the streaming bandwidth; 16 rows,
 /// asked for in the order in which they are used, gave 71 and 81, and nothing asked for 55 and 95.
@@ -144,12 +145,14 @@ template <int rows, int vectors, Edge edge, Reads reads, Real T>
     left += left_step;
     right += right_stride;
   };
-  constexpr Index line = Index(64 / sizeof(T));
-  for (Index p = 0; p < depth;) {
-    // The rows of the next block: from memory the product was a fifth slower without, in the cache it is not with.
-    if (reads == Reads::again && left_step == 1)
+  if constexpr (reads == Reads::left_once) {
+    constexpr Index line = Index(64 / sizeof(T));
+    for (Index p = 0; p < depth;) {  // a line at a time of the rows of the next block
       RUVECTOR_UNROLL for (int i = 0; i < rows; ++i) ask_for<3>(left, (rows + i) * left_row);
-    for (const Index end = std::min(depth, p + line); p < end; ++p) add_step();
+      for (const Index end = std::min(depth, p + line); p < end; ++p) add_step();
+    }
+  } else {
+    for (Index p = 0; p < depth; ++p) add_step();
   }
   RUVECTOR_UNROLL for (int i = 0; i < rows; ++i) {
     T* to = c + i * c_stride;
@@ -161,14 +164,18 @@ template <int rows, int vectors, Edge edge, Reads reads, Real T>
   }
 }
 
-/// All rows of c, at most vectors · lanes wide.
+/// All rows of c, at most vectors · lanes wide. `left_once`: the left factor may come from memory, step by step.
 template <int vectors, Edge edge, Real T>
-void product_rows_of(LeftFactor<T> a, RightFactor<T> b, Index depth, MatrixView<T> c, Product mode) {
+void product_rows_of(LeftFactor<T> a, RightFactor<T> b, Index depth, MatrixView<T> c, Product mode, bool left_once) {
   Index i = 0;
-  const auto block = [&]<int rows>(std::integral_constant<int, rows>) {
-    product_block<rows, vectors, edge, Reads::again, T>(a.data + i * a.row, a.row, a.step, b.data, b.stride, depth,
-                                                        c.data() + i * c.stride(), c.stride(), c.cols(), mode);
+  const auto block = [&]<int rows, Reads reads = Reads::again>(std::integral_constant<int, rows>) {
+    product_block<rows, vectors, edge, reads, T>(a.data + i * a.row, a.row, a.step, b.data, b.stride, depth,
+                                                 c.data() + i * c.stride(), c.stride(), c.cols(), mode);
   };
+  if constexpr (vectors == product_vectors && edge == Edge::none) {
+    for (; left_once && i + product_rows <= c.rows(); i += product_rows)
+      block.template operator()<product_rows, Reads::left_once>({});
+  }
   for (; i + product_rows <= c.rows(); i += product_rows) block(std::integral_constant<int, product_rows>{});
   static_assert(product_rows == 6);
   switch (c.rows() - i) {
@@ -189,12 +196,13 @@ void product_rows_of(LeftFactor<T> a, RightFactor<T> b, Index depth, MatrixView<
 
 /// c (+)= a b for a panel: c is at most `product_width` wide. `padded`: b is readable up to whole registers.
 template <bool padded, Real T>
-void product_panel(LeftFactor<T> a, RightFactor<T> b, Index depth, MatrixView<T> c, Product mode) {
+void product_panel(LeftFactor<T> a, RightFactor<T> b, Index depth, MatrixView<T> c, Product mode,
+                   bool left_once = false) {
   const auto panel = [&]<int vectors>(std::integral_constant<int, vectors>) {
     if (c.cols() % lanes<T> == 0)
-      product_rows_of<vectors, Edge::none>(a, b, depth, c, mode);
+      product_rows_of<vectors, Edge::none>(a, b, depth, c, mode, left_once);
     else
-      product_rows_of<vectors, padded ? Edge::in_c : Edge::in_both>(a, b, depth, c, mode);
+      product_rows_of<vectors, padded ? Edge::in_c : Edge::in_both>(a, b, depth, c, mode, left_once);
   };
   switch ((c.cols() + lanes<T> - 1) / lanes<T>) {
     case 0:
@@ -457,7 +465,7 @@ void product_of_block(LeftFactor<T> a, const T* packed, Index steps, MatrixView<
       const Index cols = std::min(width, c.cols() - q);
       product_panel<true>({a.data + i * a.row, a.row, a.step},
                           RightFactor<T>{packed + q * steps, PackedBlocks<T>::stored(cols)}, steps,
-                          c.rows(i, rows).cols(q, cols), mode);
+                          c.rows(i, rows).cols(q, cols), mode, q == 0 && a.step == 1);
     }
   }
 }
