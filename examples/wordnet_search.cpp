@@ -54,6 +54,7 @@ struct Options {
   Model model = Model::poincare;
   Index dim = 5, epochs = 300, batch = 10, negatives = 50, burn_in = 20;
   std::optional<double> learning_rate;
+  std::optional<int> power;
   Index threads = 1;
   std::uint64_t seed = 1;
   std::string svg, csv, save, load;
@@ -67,6 +68,7 @@ struct Embedding {
   Index dim;
   Matrix<double> points;  // [n × dim], Lorentz [n × dim+1]
   Reconstruction quality;
+  TrainingConfig config = {};
   double seconds = 0;  // of training
   bool interrupted = false;
 };
@@ -113,7 +115,7 @@ TrainingConfig recipe(const Options& options, Model model, Index dim) {
                         .seed = options.seed};
   config.sgd.learning_rate = options.learning_rate.value_or(model == Model::euclidean ? 1.0 : 0.3);
   config.sgd.exponential_map = model == Model::lorentz;  // Nickel & Kiela 2018
-  config.squared_distance = model == Model::euclidean && dim >= 10;
+  config.squared_distance = options.power.value_or(model == Model::euclidean && dim >= 10 ? 2 : 1) == 2;
   return config;
 }
 
@@ -132,7 +134,7 @@ Matrix<double> initial_points(const M& manifold, Index nodes, Index dim, Rng rng
 Embedding train(const Options& options, Model model, Index dim, const Hierarchy& hierarchy, ThreadPool& threads) {
   return with_manifold(model, [&](const auto& manifold) {
     const TrainingConfig config = recipe(options, model, dim);
-    Embedding result{.model = model, .dim = dim, .points = {}, .quality = {}};
+    Embedding result{.model = model, .dim = dim, .points = {}, .quality = {}, .config = config};
     result.points = initial_points(manifold, hierarchy.size(), dim, Rng(config.seed).split(~0u));
 
     HierarchyTrainer trainer(manifold, hierarchy, config);
@@ -167,15 +169,17 @@ void print_table_row(const Embedding& e, const char* last_column = "") {
   std::fflush(stdout);
 }
 
+/// What was stopped early is no result.
 void write_csv(const Options& options, const Embedding& e) {
-  if (options.csv.empty()) return;
+  if (options.csv.empty() || e.interrupted) return;
   const auto name = std::find_if(models.begin(), models.end(), [&](const auto& m) { return m.second == e.model; });
   char line[256];
-  std::snprintf(line, sizeof line, "%s,%d,%llu,%d,%d,%.6g,%.6g,%.6g,%.3f", name->first.c_str(), static_cast<int>(e.dim),
-                static_cast<unsigned long long>(options.seed), static_cast<int>(options.epochs),
+  std::snprintf(line, sizeof line, "%s,%d,%llu,%d,%g,%d,%d,%.6g,%.6g,%.6g,%.3f", name->first.c_str(),
+                static_cast<int>(e.dim), static_cast<unsigned long long>(options.seed),
+                static_cast<int>(options.epochs), e.config.sgd.learning_rate, e.config.squared_distance ? 2 : 1,
                 static_cast<int>(options.threads), e.quality.mean_rank, e.quality.mean_average_precision,
                 e.quality.recall_at_10, e.seconds);
-  append_csv(options.csv, "model,dim,seed,epochs,threads,mean_rank,map,recall_at_10,seconds", line);
+  append_csv(options.csv, "model,dim,seed,epochs,learning_rate,power,threads,mean_rank,map,recall_at_10,seconds", line);
 }
 
 /// The first words of a synset: "dog, domestic dog".
@@ -315,7 +319,7 @@ int run(const Options& options) {
   answer(options.queries, database, hierarchy, e);
   if (!options.svg.empty())
     draw(options.svg, database, hierarchy, e, options.root.empty() ? "WordNet" : "\u201c" + options.root + "\u201d");
-  return 0;
+  return e.interrupted ? 130 : 0;
 }
 
 /// Describes the command line.
@@ -334,10 +338,13 @@ void add_options(CLI::App& app, Options& o) {
   const auto count = CLI::Range(1, 1 << 20);
   app.add_option("--dim", o.dim, "dimension of the space")->check(CLI::Range(1, 10000))->capture_default_str();
   app.add_option("--epochs", o.epochs, "passes over all pairs")->check(count)->capture_default_str();
-  app.add_option("--lr", o.learning_rate, "learning rate (default: 0.3; Euclidean 1)")
+  app.add_option("--lr,--learning-rate", o.learning_rate, "learning rate (default: 0.3; Euclidean 1)")
       ->check(CLI::Validator(
           [](const std::string& text) { return std::atof(text.c_str()) > 0 ? "" : text + " is not a number above 0"; },
           "> 0"));
+  app.add_option("--power", o.power,
+                 "the loss compares distances (1) or their squares (2) (default: 1; Euclidean 2 from d = 10 on)")
+      ->check(CLI::IsMember({1, 2}));
   app.add_option("--batch", o.batch, "pairs a step")->check(count)->capture_default_str();
   app.add_option("--negatives", o.negatives, "negatives a pair")->check(count)->capture_default_str();
   app.add_option("--burn-in", o.burn_in, "first epochs, at 1/100 of the learning rate")
