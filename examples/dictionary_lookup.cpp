@@ -147,7 +147,7 @@ void report(const Options& options, const Result& result) {
   std::printf("%-6s %2d  %5d  %4llu  %14.4f  %13.4f  %6d  %7.1f\n", options.model.c_str(), int(options.k),
               int(options.heads), static_cast<unsigned long long>(options.seed), result.train_accuracy,
               result.test_accuracy, int(result.epochs), result.seconds);
-  if (options.csv.empty()) return;
+  if (options.csv.empty() || interrupted()) return;  // what was stopped early is no result
   char line[160];
   std::snprintf(line, sizeof line, "%s,%d,%d,%llu,%.6f,%.6f,%d,%.2f", options.model.c_str(), int(options.k),
                 int(options.heads), static_cast<unsigned long long>(options.seed), result.train_accuracy,
