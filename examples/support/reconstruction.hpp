@@ -36,7 +36,10 @@ namespace detail {
     near.push_back(std::isnan(d) ? Limits::infinity() : d);
   }
   std::sort(near.begin(), near.end());
-  // NaN is no rival: neither the node itself nor its ancestors are
+  // What diverged is as bad as can be: its ancestors are far, its rivals near.
+  std::replace_if(
+      distance.begin(), distance.end(), [](double d) { return std::isnan(d); }, -Limits::infinity());
+  // From here on NaN is no rival: neither the node itself nor its ancestors are
   distance[static_cast<std::size_t>(node)] = Limits::quiet_NaN();
   for (const std::int32_t v : ancestors) distance[static_cast<std::size_t>(v)] = Limits::quiet_NaN();
 

@@ -169,6 +169,8 @@ TEST_CASE("reconstruction: ranks count rivals only, and ties count against the e
   const double nan = std::numeric_limits<double>::quiet_NaN();
   r = ranks(nan, 1, 3, 9);
   CHECK(r.mean_rank > 1.5);
+  r = ranks(nan, nan, nan, nan);
+  CHECK(r.mean_rank == Approx((3 + 2 + 2) / 3.0).epsilon(1e-15));
 }
 
 }  // namespace
