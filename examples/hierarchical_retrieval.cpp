@@ -97,6 +97,7 @@ struct Options {
   Index dim = 32, epochs = 30, far_epochs = 3, batch = 1024, negatives = 1024, asked = 4096, threads = 1, seeds = 3;
   Index links = 16, ef_construction = 100, ef = 64, trained = 0;
   std::uint64_t seed = 1;
+  double search_learning_rate = 0.001;
   std::optional<double> learning_rate, scale, far_learning_rate, far_scale;
   bool all = false, quick = false;
 
@@ -202,15 +203,18 @@ std::string line_of(const Options& o, std::size_t stage, const Row& row) {
   return line;
 }
 
-const std::string curve_header = "root,space,loss,dim,seed,stage,search,ef,distances,r_ann_10,r_e2e_10";
+const std::string curve_header =
+    "root,space,loss,dim,seed,stage,search,ef,distances,r_ann_10,r_e2e_10,trained,search_lr";
 
 void append_curve(const Options& o, const Row& row) {
   if (o.curve_csv.empty()) return;
   for (const CurvePoint& p : row.curve) {
     char text[256];
-    std::snprintf(text, sizeof text, "%s,%s,%s,%d,%llu,%s,%s,%d,%.1f,%.5f,%.5f", o.root.c_str(), row.space.c_str(),
-                  row.loss.c_str(), int(row.dim), static_cast<unsigned long long>(row.seed), row.stage.c_str(),
-                  search_names[static_cast<std::size_t>(p.search)].c_str(), int(p.ef), p.distances, p.ann, p.e2e);
+    std::snprintf(text, sizeof text, "%s,%s,%s,%d,%llu,%s,%s,%d,%.1f,%.5f,%.5f,%d,%g", o.root.c_str(),
+                  row.space.c_str(), row.loss.c_str(), int(row.dim), static_cast<unsigned long long>(row.seed),
+                  row.stage.c_str(), search_names[static_cast<std::size_t>(p.search)].c_str(), int(p.ef), p.distances,
+                  p.ann, p.e2e, p.search == Search::hnsw ? 0 : int(o.trained),
+                  p.search == Search::hnsw ? 0 : o.search_learning_rate);
     append_csv(o.curve_csv, curve_header, text);
   }
 }
@@ -254,9 +258,12 @@ std::optional<Row> find_row(const Options& o, std::size_t stage) {
                                                                                            : read_text(o.curve_csv));
     for (std::string point; std::getline(points, point);) {
       const auto p = fields_of(point);
-      if (p.size() >= 11 && p[0] == o.root && p[1] == row.space && p[2] == row.loss && p[3] == std::to_string(o.dim) &&
-          p[4] == std::to_string(o.seed) && p[5] == row.stage)
-        row.curve.push_back({search_named(p[6]), std::stol(p[7]), std::stod(p[8]), std::stod(p[9]), std::stod(p[10])});
+      if (p.size() < 13 || p[0] != o.root || p[1] != row.space || p[2] != row.loss || p[3] != std::to_string(o.dim) ||
+          p[4] != std::to_string(o.seed) || p[5] != row.stage)
+        continue;
+      const Search kind = search_named(p[6]);
+      if (kind == Search::hnsw || std::stod(p[12]) == o.search_learning_rate)
+        row.curve.push_back({kind, std::stol(p[7]), std::stod(p[8]), std::stod(p[9]), std::stod(p[10])});
     }
     return row;
   }
@@ -412,8 +419,10 @@ void train_search(const Options& o, const Relevance& relevance, const Score& sco
   }
   search::SearchModel<Layer> model;
   for (int l = 0; l < 2; ++l) model.layers.push_back({{.dim = layers.dim(), .unit = unit}, {}, rng});
-  search::FitSearchState state(
-      model, SearchOptimizer{ruvector::train::Adam(model, {.learning_rate = 0.01}), kind == Search::attention}, rng);
+  search::FitSearchState state(model,
+                               SearchOptimizer{ruvector::train::Adam(model, {.learning_rate = o.search_learning_rate}),
+                                               kind == Search::attention},
+                               rng);
   const auto targets = search::nearest_targets(score, others, layers, 10, workspace, threads);
   std::stop_source stop;
   {
@@ -746,6 +755,9 @@ void add_options(CLI::App& app, Options& o) {
   app.add_option("--trained", o.trained,
                  "train a search of the index on so many of the other queries (after the second stage), and compare")
       ->check(CLI::Range(0, 1 << 20))
+      ->capture_default_str();
+  app.add_option("--search-lr", o.search_learning_rate, "learning rate of that")
+      ->check(CLI::PositiveNumber)
       ->capture_default_str();
   app.add_option("--threads", o.threads, "threads of the searches; the result is the same for any number")
       ->check(CLI::Range(1, 1024))
