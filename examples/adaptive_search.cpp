@@ -41,7 +41,8 @@
 #include <Eigen/Cholesky>
 
 #if __has_include(<hnswlib/hnswlib.h>)
-#include <hnswlib/hnswlib.h>
+#include "support/hnsw_index.hpp"
+
 #include <ruvector/io/hnswlib_file.hpp>
 
 #include <algorithm>
@@ -148,12 +149,9 @@ struct Problem {
 
 graph::HnswLayers<float> index_of(const Options& options, MatrixView<const float> points) {
   if (!options.index.empty() && std::filesystem::exists(options.index)) return io::read_hnswlib<float>(options.index);
-  hnswlib::L2Space space(std::size_t(points.cols()));
-  hnswlib::HierarchicalNSW<float> index(&space, std::size_t(points.rows()), std::size_t(options.links),
-                                        std::size_t(options.ef_construction));
-  for (Index i = 0; i < points.rows() && !interrupted(); ++i) index.addPoint(points.row(i).data(), std::size_t(i));
-  if (!options.index.empty() && !interrupted()) index.saveIndex(options.index);
-  return graph::HnswLayers<float>(index);
+  HnswlibIndex index(points, options.links, options.ef_construction);
+  if (!options.index.empty() && !interrupted()) index.save(options.index);
+  return graph::HnswLayers<float>(index.search);
 }
 
 std::vector<search::SearchExpert> experts_of(const Options& options) {
