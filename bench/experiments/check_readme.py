@@ -42,6 +42,30 @@ class Mammals(Value):
         return super().read(table, recipe)
 
 
+class One(Value):
+    """column × factor of the only run, as memory has it: the same for each seed."""
+
+    def __init__(self, column, form, factor=1, **where):
+        super().__init__(column, **where)
+        self.form, self.factor = form, factor
+
+    def text(self, table, row, cell):
+        (value,) = self.read(table, row).values()
+        return self.form.format(self.factor * value).replace("-", "−")
+
+
+class Memory(One):
+    """A way of E8: the first or the second that the row names."""
+
+    def __init__(self, way, column, form, factor=1):
+        super().__init__(column, form, factor)
+        self.way = way
+
+    def read(self, table, row):
+        where = {name: value for name, value in row.items() if name != "ways"}
+        return Value(self.column, way=row["ways"][self.way]).read(table, where)
+
+
 class Table:
     """`rows`: what selects the runs of each row, by the text of its first cell; `columns`: those behind it."""
 
@@ -93,6 +117,18 @@ TABLES = [
             "relation and direction": {"edges": "directed"},
         },
         [Value("test", split="random"), Value("test", split="subtree")],
+    ),
+    Table(
+        ("forward and backward", "weights kept, MiB"),
+        "attention_memory.csv",
+        {
+            "n = m = 2,048": {"problem": "attention", "queries": 2048, "ways": ("naive", "tiled")},
+            "n = m = 16,384": {"problem": "attention", "queries": 16384, "ways": ("naive", "tiled")},
+            "one query, 1,048,576 keys": {"problem": "one query", "queries": 1, "ways": ("naive", "tiled")},
+            "one query, 32 keys": {"problem": "neighbourhood", "queries": 1, "ways": ("naive", "tiled")},
+            "GATv2, WordNet's nouns": {"problem": "WordNet GATv2", "queries": 82115, "ways": ("formula", "ours")},
+        },
+        [Memory(0, "peak_mib", "{:.2f}"), Memory(1, "peak_mib", "{:.2f}"), Memory(1, "saved", "{:.1f} %", 100)],
     ),
 ]
 
