@@ -307,9 +307,9 @@ void write_csv(const Options& options, const std::vector<Point>& points) {
 
 /// Recall to the right, towards 1 ever wider; queries a second upwards, in powers of ten.
 std::string draw(const Options& options, const std::vector<Point>& points) {
-  Svg svg(760, 480,
+  Svg svg(820, 480,
           "text{font:13px sans-serif;fill:#333}.grid{stroke:#e4e4e4}.curve{stroke-width:2;stroke-linecap:round}");
-  svg.rectangle(0, 0, 760, 480, "fill=\"white\"");
+  svg.rectangle(0, 0, 820, 480, "fill=\"white\"");
   double least = 1e9, most = 1;
   for (const Point& p : points) {
     least = std::min(least, p.rate);
