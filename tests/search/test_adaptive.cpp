@@ -11,6 +11,7 @@
 
 #include "graph/made_up_hnsw.hpp"
 #include "support/allocation_counter.hpp"
+#include "support/allocation_failures.hpp"
 #include "support/alternating.hpp"
 #include "support/catch.hpp"
 #include "support/near.hpp"
@@ -421,6 +422,32 @@ TEST_CASE("adaptive: NaN finds nothing, k > n pads, nothing is found in nothing;
   CHECK_THROWS_AS(SearchRouter<float>(0, rng), ConfigError);
   CHECK_THROWS_AS(router_targets(labels, {.temperature = 0}), ConfigError);
   CHECK_THROWS_AS(router_targets(labels, {.cost_weight = -1}), ConfigError);
+}
+
+// Promise P-36.
+TEST_CASE("adaptive: any allocation may fail, and the same call finds the same then", "[search][adaptive]") {
+  const std::uint64_t seed = 36;
+  CAPTURE(seed);
+  Rng rng(seed);
+  const HnswLayers<float> layers(made_up_hnsw::rings(normals<float>(200, 5, rng), rng));
+  const auto queries = normals<float>(6, 5, rng);
+  const SearchRouter<float> router(3, rng);
+  const AdaptiveSearch adaptive(layers, {.experts = {{0, 10}, {0, 30}, {1, 20}}, .warm_up = 5}, Distance{}, Cosine{});
+  struct Run {
+    AdaptiveResult<float> result = {};
+    Workspace workspace = {};
+  };
+  const auto call = [&](Run& run) {
+    adaptive.search(queries, router, {.k = 4, .choices = 2}, run.result, run.workspace);
+  };
+  Run expected;
+  call(expected);
+  support::check_allocation_failures(
+      "AdaptiveSearch", [] { return Run(); }, call,
+      [&](const Run& run) {
+        return same<float>(run.result, expected.result) &&
+               support::same_bits(run.result.expert.span(), expected.result.expert.span());
+      });
 }
 
 }  // namespace

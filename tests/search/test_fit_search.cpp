@@ -9,6 +9,7 @@
 #include <ruvector/train/state.hpp>
 
 #include "search/near_hnsw.hpp"
+#include "support/allocation_failures.hpp"
 #include "support/catch.hpp"
 #include "support/trials.hpp"
 
@@ -245,6 +246,31 @@ TEST_CASE("fit_search: refuses what does not fit", "[search][hierarchical]") {
   p.config = {.beam_temperature = 0};
   CHECK_THROWS_AS(p.fit(state), ConfigError);
   CHECK(bytes(state) == bytes(p.start()));
+}
+
+// Promise P-36: no step is lost or made twice.
+TEST_CASE("fit_search: any allocation may fail, and the same call goes on to the same bits", "[search][hierarchical]") {
+  const std::uint64_t seed = 36;
+  CAPTURE(seed);
+  Rng rng(seed);
+  const HnswLayers<double> layers(near_hnsw::build(normals<double>(40, 3, rng), 3, rng));
+  const auto queries = normals<double>(4, 3, rng);
+  const SquaredDistance<double> score;
+  Workspace workspace;
+  const SearchTargets targets = search::nearest_targets(score, queries, layers, 3, workspace);
+  FitSearchConfig config;
+  config.fit.epochs = 1;
+  config.fit.batch_size = 2;
+  config.search = {.k = 3, .ef = 6, .beam = 2, .rounds = 3};
+  const auto model = untrained<double>(2, 3, 1, rng);
+  const State start(model, train::Adam(model, {.learning_rate = 0.01}), rng);
+  const auto call = [&](State& state) { (void)search::fit_search(state, score, queries, layers, targets, config); };
+  State expected = start;
+  call(expected);
+  const std::string wanted = bytes(expected);
+  REQUIRE(wanted != bytes(start));
+  support::check_allocation_failures(
+      "fit_search", [&] { return start; }, call, [&](const State& state) { return bytes(state) == wanted; });
 }
 
 }  // namespace

@@ -13,6 +13,7 @@
 #include "graph/made_up_hnsw.hpp"
 #include "search/near_hnsw.hpp"
 #include "support/allocation_counter.hpp"
+#include "support/allocation_failures.hpp"
 #include "support/alternating.hpp"
 #include "support/catch.hpp"
 #include "support/near.hpp"
@@ -336,6 +337,43 @@ TEST_CASE("hierarchical_forward_v2: empty inputs, NaN and any k have a defined r
       hierarchical_forward_v2(SquaredDistance<float>{}, queries, layers, std::span(wide), {}, result, workspace),
       "SearchLayer: input of the cell: expected 4, got 5");
   CHECK_THROWS_AS(Layer({.dim = 4, .unit = 0}, Dot(), rng), ConfigError);
+}
+
+// A result that held a search of other sizes, and no scratch yet.
+struct Run {
+  SearchResult<float> result;
+  Workspace workspace = {};
+  Run() { result.resize(4, 2, true, 3); }
+};
+
+// Promise P-36.
+TEST_CASE("hierarchical_forward_v2: any allocation may fail, and the same call finds the same then",
+          "[search][hierarchical]") {
+  const std::uint64_t seed = 36;
+  CAPTURE(seed);
+  Rng rng(seed);
+  const HnswLayers<float> layers(near_hnsw::build(normals<float>(150, 6, rng), 5, rng));
+  const auto queries = normals<float>(2, 6, rng);
+  const auto gnn = trained<Layer>(2, 6, rng);
+  const std::vector<MatrixView<const float>> levels = {layers.vectors().rows(0, 30), layers.vectors()};
+  const auto sweep = [](const char* name, const auto& call) {
+    Run expected;
+    call(expected);
+    support::check_allocation_failures(
+        name, [] { return Run(); }, call,
+        [&](const Run& run) {
+          return same(run.result, expected.result) &&
+                 support::same_bits(run.result.state.span(), expected.result.state.span());
+        });
+  };
+  sweep("hierarchical_forward_v2 of an index", [&](Run& run) {
+    hierarchical_forward_v2(SquaredDistance<float>{}, queries, layers, std::span(gnn),
+                            {.k = 5, .ef = 10, .beam = 2, .state = true, .trace = true}, run.result, run.workspace);
+  });
+  sweep("hierarchical_forward_v2 of matrices", [&](Run& run) {
+    hierarchical_forward_v2(SquaredDistance<float>{}, queries, levels, std::span(gnn),
+                            {.k = 5, .softmax = true, .state = true}, run.result, run.workspace);
+  });
 }
 
 }  // namespace

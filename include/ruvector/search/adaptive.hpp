@@ -23,6 +23,7 @@
 #include <span>
 #include <string>
 #include <tuple>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -235,10 +236,12 @@ class AdaptiveSearch {
   void run(MatrixView<const Scalar> queries, const AdaptiveSearchConfig& config, AdaptiveResult<Scalar>& result,
            Choose&& choose_experts, Workspace& workspace, E& executor) const {
     result.resize(queries.rows(), config.k);
-    if (result.expert.rows() != queries.rows() || result.expert.cols() != config.choices) {
-      result.expert = Matrix<Index>(queries.rows(), config.choices);
-      result.gate = Matrix<Scalar>(queries.rows(), config.choices);
-    }
+    const auto sized = [&](auto& x) {
+      if (x.rows() != queries.rows() || x.cols() != config.choices)
+        x = std::remove_cvref_t<decltype(x)>(queries.rows(), config.choices);
+    };
+    sized(result.expert);
+    sized(result.gate);
     workspace.reserve_workers(executor.concurrency());
     executor.parallel_for(queries.rows(), [&](Index i, Index worker) {
       result.distance_count[i] = 0;
