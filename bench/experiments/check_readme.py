@@ -119,6 +119,20 @@ TABLES = [
         [Value("test", split="random"), Value("test", split="subtree")],
     ),
     Table(
+        ("space, recipe", "R_emb"),
+        "hierarchical_retrieval.csv",
+        {
+            "cosine": {"space": "cosine", "loss": "all", "stage": "base"},
+            "cosine, far pairs": {"space": "cosine", "loss": "all", "stage": "far"},
+            "cosine, negatives, far pairs": {"space": "cosine", "loss": "negatives", "stage": "far"},
+            "inner product, negatives, far pairs": {"space": "inner", "loss": "negatives", "stage": "far"},
+            "Poincaré, negatives, far pairs": {"space": "poincare", "loss": "negatives", "stage": "far"},
+            "Lorentz, negatives, far pairs": {"space": "lorentz", "loss": "negatives", "stage": "far"},
+            "dual, negatives, far pairs": {"space": "dual", "loss": "negatives", "stage": "far"},
+        },
+        [Value(name, root="", dim=32) for name in ("r_emb_10", "r_ann_10", "r_e2e_10")],
+    ),
+    Table(
         ("forward and backward", "weights kept, MiB"),
         "attention_memory.csv",
         {
