@@ -11,7 +11,7 @@ import pathlib
 import re
 import sys
 
-from measured import by_seed, column, interval, load
+from measured import by_seed, column, interval, load, matches
 from run import CLAIMS, DIMS, MAMMALS, claims
 
 
@@ -64,6 +64,29 @@ class Memory(One):
     def read(self, table, row):
         where = {name: value for name, value in row.items() if name != "ways"}
         return Value(self.column, way=row["ways"][self.way]).read(table, where)
+
+
+class Trained(Value):
+    """E4's trained search at ef = 64: R_ann, its distance evaluations, and those of plain search at the same R_ann."""
+
+    def text(self, table, row, cell):
+        (line,) = [line for line in table.lines if matches(line, {**row, "ef": 64})]
+        recall, made = float(line["r_ann_10"]), float(line["distances"])
+        if self.column == "r_ann_10":
+            return f"{recall:.3f}"
+        if self.column == "distances":
+            return f"{made:.0f}"
+        plain = [line for line in table.lines if matches(line, {**row, "search": "hnsw", "trained": 0, "search_lr": 0})]
+        points = [(float(line["r_ann_10"]), float(line["distances"])) for line in plain]
+        for (low, few), (high, many) in zip(points, points[1:]):
+            if low <= recall <= high and low < high:
+                return f"{few + (many - few) * (recall - low) / (high - low):.0f}"
+        raise SystemExit(f"{table.file}: plain search has no recall {recall}")
+
+
+def trained(space, rate, loss="negatives", search="features"):
+    where = {"root": "", "space": space, "loss": loss, "dim": 32, "seed": 1, "stage": "far", "search": search}
+    return {**where, "search_lr": rate}
 
 
 class Table:
@@ -131,6 +154,21 @@ TABLES = [
             "dual, negatives, far pairs": {"space": "dual", "loss": "negatives", "stage": "far"},
         },
         [Value(name, root="", dim=32) for name in ("r_emb_10", "r_ann_10", "r_e2e_10")],
+    ),
+    Table(
+        ("trained search", "R_ann"),
+        "hierarchical_retrieval_curve.csv",
+        {
+            "cosine, rate 0.001": trained("cosine", 0.001, "all"),
+            "inner product, rate 0.0001": trained("inner", 0.0001),
+            "inner product, rate 0.001": trained("inner", 0.001),
+            "inner product, rate 0.01": trained("inner", 0.01),
+            "inner product, rate 0.001, with attention": trained("inner", 0.001, search="attention"),
+            "Poincaré, rate 0.001": trained("poincare", 0.001),
+            "Lorentz, rate 0.001": trained("lorentz", 0.001),
+            "dual, rate 0.001": trained("dual", 0.001),
+        },
+        [Trained(name) for name in ("r_ann_10", "distances", "plain")],
     ),
     Table(
         ("forward and backward", "weights kept, MiB"),
