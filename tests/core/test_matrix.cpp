@@ -169,5 +169,23 @@ TEST_CASE("matrix: when memory runs out, the target of an assignment is as it wa
   CHECK(same_bits(target.span(), before.span()));
 }
 
+TEST_CASE(
+    "matrix: a shape that it has costs nothing and keeps all; another one is new zeros; an impossible one is refused") {
+  Matrix<float> x(3, 4, 7.0f);
+  Vector<float> y(3, 7.0f);
+  const float *const x_memory = x.data(), *const y_memory = y.data();
+  set_shape(x, 3, 4);
+  set_shape(y, 3);
+  CHECK((x.data() == x_memory && x(2, 3) == 7));
+  CHECK((y.data() == y_memory && y[2] == 7));
+  CHECK_THROWS_AS(set_shape(x, -1, 4), ShapeError);
+  CHECK_THROWS_AS(set_shape(y, -1), ShapeError);
+  CHECK((x.data() == x_memory && x(2, 3) == 7 && y.data() == y_memory));
+  set_shape(x, 4, 3);  // as many elements
+  set_shape(y, 2);
+  CHECK((x.rows() == 4 && x.cols() == 3 && x(0, 0) == 0 && x(3, 2) == 0));
+  CHECK((y.size() == 2 && y[0] == 0));
+}
+
 }  // namespace
 }  // namespace matrix_test

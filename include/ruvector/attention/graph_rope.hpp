@@ -361,9 +361,7 @@ class GraphRope {
 
   [[nodiscard]] const Matrix<T>& of_keys() const { return key_frequencies.empty() ? frequencies : key_frequencies; }
 
-  void resize(Matrix<T>& turns, Index rows) const {
-    if (turns.rows() != rows || turns.cols() != rotary_dim()) turns = Matrix<T>(rows, rotary_dim());
-  }
+  void resize(Matrix<T>& turns, Index rows) const { set_shape(turns, rows, rotary_dim()); }
 
   void check_rows(const char* what, MatrixView<const T> rows, MatrixView<const T> at) const {
     detail::check_size(what, at, rows.rows(), coordinates());

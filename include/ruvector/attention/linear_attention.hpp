@@ -355,9 +355,9 @@ class LinearAttention {
 
     /// Keeps the memory where the sizes are the same.
     void resize(Index m, Index value_dim) {
-      if (reference.size() != m) reference = Vector<T>(m);
-      if (denominator.size() != m) denominator = Vector<T>(m);  // by itself: memory may have run out between the two
-      if (value.rows() != m || value.cols() != value_dim) value = Matrix<T>(m, value_dim);
+      set_shape(reference, m);
+      set_shape(denominator, m);
+      set_shape(value, m, value_dim);
     }
   };
 

@@ -619,22 +619,16 @@ class BasicMixtureOfExperts {
   }
 
   static void resize(Saved& saved, Index m, Index columns, Index experts, Index choices) {
-    const auto fit = [](auto& matrix, Index rows, Index cols) {
-      if (matrix.rows() != rows || matrix.cols() != cols) matrix = std::remove_cvref_t<decltype(matrix)>(rows, cols);
-    };
-    const auto fit_vector = [](auto& vector, Index size) {
-      if (vector.size() != size) vector = std::remove_cvref_t<decltype(vector)>(size);
-    };
-    fit(saved.expert, m, choices);
-    fit(saved.gate, m, choices);
-    fit(saved.kept, m, choices);
-    fit(saved.probability, m, experts);
-    fit(saved.noise, m, experts);
-    fit_vector(saved.log_sum_exp, m);
-    fit_vector(saved.importance, experts);
-    fit_vector(saved.chosen, experts);
-    fit_vector(saved.assigned, experts);
-    fit(saved.output, m * choices, columns);
+    set_shape(saved.expert, m, choices);
+    set_shape(saved.gate, m, choices);
+    set_shape(saved.kept, m, choices);
+    set_shape(saved.probability, m, experts);
+    set_shape(saved.noise, m, experts);
+    set_shape(saved.log_sum_exp, m);
+    set_shape(saved.importance, experts);
+    set_shape(saved.chosen, experts);
+    set_shape(saved.assigned, experts);
+    set_shape(saved.output, m * choices, columns);
   }
   void resize(Saved& saved, Index m, Index columns) const {
     resize(saved, m, columns, router.experts(), router.choices());

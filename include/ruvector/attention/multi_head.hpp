@@ -392,13 +392,10 @@ class MultiHead {
     check_widths(in);
     check(in, out);
     const Index m = in.query.rows(), n = in.key.rows();
-    const auto resize = [](Matrix<T>& matrix, Index rows, Index cols) {
-      if (matrix.rows() != rows || matrix.cols() != cols) matrix = Matrix<T>(rows, cols);
-    };
-    resize(saved.query, m, query.weight.rows());
-    resize(saved.key, n, key.weight.rows());
-    resize(saved.value, n, value.weight.rows());
-    resize(saved.concat, mixes() ? m : 0, concat_dim());
+    set_shape(saved.query, m, query.weight.rows());
+    set_shape(saved.key, n, key.weight.rows());
+    set_shape(saved.value, n, value.weight.rows());
+    set_shape(saved.concat, mixes() ? m : 0, concat_dim());
     saved.heads.resize(heads.size());
     if constexpr (requires(typename Inner::Saved & head) { head.rng; }) {
       const Rng pass(saved.rng.bits());

@@ -313,10 +313,10 @@ struct SavedSoftmax {
 
   /// Keeps the memory where the sizes are the same.
   void resize(Index m, Index value_dim, bool has_mass) {
-    if (reference.size() != m) reference = Vector<T>(m);
-    if (inverse_sum.size() != m) inverse_sum = Vector<T>(m);  // by itself: memory may have run out between the two
-    if (mass.size() != (has_mass ? m : 0)) mass = Vector<T>(has_mass ? m : 0);
-    if (value.rows() != m || value.cols() != value_dim) value = Matrix<T>(m, value_dim);
+    set_shape(reference, m);
+    set_shape(inverse_sum, m);
+    set_shape(mass, has_mass ? m : 0);
+    set_shape(value, m, value_dim);
   }
 };
 

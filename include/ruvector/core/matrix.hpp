@@ -177,4 +177,17 @@ class Vector {
   Matrix<T> elements_;
 };
 
+/// Gives x this shape. Where it has it, memory and elements stay as they are; otherwise all elements are new zeros.
+/// Throws ShapeError; x is unchanged then, as after std::bad_alloc, so each of several is asked for its own shape.
+///@{
+template <class T>
+void set_shape(Matrix<T>& x, Index rows, Index cols) {
+  if (x.rows() != rows || x.cols() != cols) x = Matrix<T>(rows, cols);
+}
+template <class T>
+void set_shape(Vector<T>& x, Index size) {
+  if (x.size() != size) x = Vector<T>(size);
+}
+///@}
+
 }  // namespace ruvector::inline RUVECTOR_ABI

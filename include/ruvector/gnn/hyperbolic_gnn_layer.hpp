@@ -178,7 +178,7 @@ class HyperbolicGNNLayer {
     auto frame = ws.frame();
     const auto rows = [&](Matrix<T> Saved::*kept, Index count, Index columns) {
       if (saved == nullptr) return frame.template matrix<T>(count, columns);
-      detail::fit(saved->*kept, count, columns);
+      set_shape(saved->*kept, count, columns);
       return (saved->*kept).view();
     };
     const MatrixView<T> tangents = rows(&Saved::tangents, n, input_dim()), messages = rows(&Saved::messages, n, hidden),

@@ -63,8 +63,7 @@ class LinearExpert {
     if (in.bias.empty()) return attention.forward(in, out, saved.attention, ws);
     auto frame = ws.frame();
     const auto weighted = weigh(in, frame);
-    if (saved.sums.rows() != in.query.rows() || saved.sums.cols() != in.value.cols() + 1)
-      saved.sums = Matrix<T>(in.query.rows(), in.value.cols() + 1);
+    set_shape(saved.sums, in.query.rows(), in.value.cols() + 1);
     attention.forward(weighted, {.value = saved.sums}, saved.attention, ws);
     divide(saved.sums, out.value);
   }

@@ -436,12 +436,6 @@ void with_executor(E& executor, F&& f) {
     f();
 }
 
-/// The matrix has this shape; it keeps its memory and what it holds where it had it.
-template <class T>
-void fit(Matrix<T>& matrix, Index rows, Index cols) {
-  if (matrix.rows() != rows || matrix.cols() != cols) matrix = Matrix<T>(rows, cols);
-}
-
 /// Scratch of zeros.
 template <Real T>
 [[nodiscard]] MatrixView<T> zeros(Workspace::Frame& frame, Index rows, Index cols) {
@@ -575,7 +569,7 @@ struct NeighborAttention {
     auto frame = ws.frame();
     const auto rows = [&](Matrix<T> SavedHeads<Head>::*kept, Index count, Index columns) {
       if (saved == nullptr) return frame.template matrix<T>(count, columns);
-      fit(saved->*kept, count, columns);
+      set_shape(saved->*kept, count, columns);
       return (saved->*kept).view();
     };
     const bool mixes = !multi.output.weight.empty();

@@ -228,7 +228,7 @@ class RuvectorLayer {
     auto frame = ws.frame();
     const auto rows = [&](Matrix<T> Saved::*kept, Index count) {
       if (saved == nullptr) return frame.template matrix<T>(count, hidden);
-      detail::fit(saved->*kept, count, hidden);
+      set_shape(saved->*kept, count, hidden);
       return (saved->*kept).view();
     };
     const MatrixView<T> messages = rows(&Saved::messages, graph.nodes()), sums = rows(&Saved::sums, m),

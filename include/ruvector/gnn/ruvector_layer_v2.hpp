@@ -335,7 +335,7 @@ class RuvectorLayerV2 {
     auto frame = ws.frame();
     const auto rows = [&](Matrix<T> Saved::*kept, Index count) {
       if (saved == nullptr) return frame.template matrix<T>(count, config_.hidden);
-      detail::fit(saved->*kept, count, config_.hidden);
+      set_shape(saved->*kept, count, config_.hidden);
       return (saved->*kept).view();
     };
     const MatrixView<T> messages = rows(&Saved::messages, graph.nodes()), sums = rows(&Saved::sums, m),

@@ -80,7 +80,7 @@ class Stack {
     const Rng draw(saved.rng.bits());
     for (std::size_t l = 0; l < layers.size(); ++l) saved.layers[l].rng = draw.split(std::uint64_t(l));
     for (std::size_t l = 0; l + 1 < layers.size(); ++l) {
-      detail::fit(saved.between[l], graph.nodes(), layers[l].output_dim(x.cols()));
+      set_shape(saved.between[l], graph.nodes(), layers[l].output_dim(x.cols()));
       layers[l].forward(graph, x, edges, saved.between[l], saved.layers[l], ws, executor);
       x = saved.between[l];
     }

@@ -151,8 +151,7 @@ struct GruCell {
   void forward(MatrixView<const T> x, MatrixView<const T> h, MatrixView<T> out, Saved& saved, Workspace& workspace,
                E&& executor = Serial{}) const {
     check(x, h, out);
-    if (saved.gates.rows() != x.rows() || saved.gates.cols() != 4 * hidden_dim())
-      saved.gates = Matrix<T>(x.rows(), 4 * hidden_dim());
+    set_shape(saved.gates, x.rows(), 4 * hidden_dim());
     if (out.empty()) return;
     for_row_ranges(
         x.rows(), workspace,

@@ -23,7 +23,6 @@
 #include <span>
 #include <string>
 #include <tuple>
-#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -186,12 +185,9 @@ class AdaptiveSearch {
              AdaptiveLabels<Scalar>& labels, Workspace& workspace, E&& executor = Serial{}) const {
     check(queries, config);
     nn::detail::check_matrix("AdaptiveSearch::label: truth", queries.rows(), config.k, truth.scores.view());
-    const auto fit = [&](Matrix<Scalar>& x, Index cols) {
-      if (x.rows() != queries.rows() || x.cols() != cols) x = Matrix<Scalar>(queries.rows(), cols);
-    };
-    fit(labels.features, router_features);
-    fit(labels.recall, experts());
-    fit(labels.cost, experts());
+    set_shape(labels.features, queries.rows(), router_features);
+    set_shape(labels.recall, queries.rows(), experts());
+    set_shape(labels.cost, queries.rows(), experts());
     features(queries, labels.features, workspace, executor);
     AdaptiveResult<Scalar> found;
     for (Index e = 0; e < experts(); ++e) {
@@ -236,12 +232,8 @@ class AdaptiveSearch {
   void run(MatrixView<const Scalar> queries, const AdaptiveSearchConfig& config, AdaptiveResult<Scalar>& result,
            Choose&& choose_experts, Workspace& workspace, E& executor) const {
     result.resize(queries.rows(), config.k);
-    const auto sized = [&](auto& x) {
-      if (x.rows() != queries.rows() || x.cols() != config.choices)
-        x = std::remove_cvref_t<decltype(x)>(queries.rows(), config.choices);
-    };
-    sized(result.expert);
-    sized(result.gate);
+    set_shape(result.expert, queries.rows(), config.choices);
+    set_shape(result.gate, queries.rows(), config.choices);
     workspace.reserve_workers(executor.concurrency());
     executor.parallel_for(queries.rows(), [&](Index i, Index worker) {
       result.distance_count[i] = 0;

@@ -140,7 +140,7 @@ void differentiable_search(const A& attention, const SearchInput<ScalarOf<A>>& i
   Matrix<T> embedding = std::move(result.embedding);
   places.search(in.query, {.k = in.k, .softmax = true, .renormalize = in.renormalize, .filters = {&present.filter, 1}},
                 result, ws);
-  if (embedding.rows() != queries || embedding.cols() != width) embedding = Matrix<T>(queries, width);
+  set_shape(embedding, queries, width);
   forward(present.input, attention::AttentionOutput<T>{embedding});
   result.embedding = std::move(embedding);
 }

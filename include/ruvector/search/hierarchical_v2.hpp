@@ -3,6 +3,7 @@
 
 #include "ruvector/core/error.hpp"
 #include "ruvector/core/executor.hpp"
+#include "ruvector/core/matrix.hpp"
 #include "ruvector/core/view.hpp"
 #include "ruvector/core/workspace.hpp"
 #include "ruvector/graph/hnsw_layers.hpp"
@@ -50,7 +51,7 @@ struct KeptOfResult {
   KeptOfResult(SearchResult<T>& result, const SearchConfig& config, Index queries, Index dim)
       : state(std::move(result.state)), trace(std::move(result.trace)) {
     const Index rows = config.state ? queries : 0, cols = config.state ? dim : 0;
-    if (state.rows() != rows || state.cols() != cols) state = Matrix<T>(rows, cols);
+    set_shape(state, rows, cols);
     trace.resize(config.trace ? std::size_t(queries) : 0);
     for (auto& steps : trace) steps.clear();
   }

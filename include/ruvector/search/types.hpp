@@ -4,7 +4,6 @@
 #include "ruvector/core/matrix.hpp"
 #include "ruvector/core/real.hpp"
 
-#include <type_traits>
 #include <vector>
 
 namespace ruvector::inline RUVECTOR_ABI::search {
@@ -41,23 +40,17 @@ struct SearchResult {
   /// Takes on a size; what was there is lost. Allocates only what changes its size. Throws ShapeError.
   /// After std::bad_alloc, here or in a search, the contents are undefined and the next search makes them good.
   void resize(Index queries, Index k, bool softmax = false, Index value_dim = 0) {
-    const auto matrix = [](auto& x, Index rows, Index cols) {
-      if (x.rows() != rows || x.cols() != cols) x = std::remove_cvref_t<decltype(x)>(rows, cols);
-    };
-    const auto vector = [](auto& x, Index size) {
-      if (x.size() != size) x = std::remove_cvref_t<decltype(x)>(size);
-    };
     const Index weighed = softmax ? queries : 0, embedded = value_dim > 0 ? weighed : 0;
-    matrix(ids, queries, k);
-    matrix(scores, queries, k);
-    vector(count, queries);
-    vector(distance_count, queries);
-    matrix(weights, weighed, softmax ? k : 0);
-    vector(log_sum_exp, weighed);
-    vector(mass, weighed);
-    matrix(embedding, embedded, value_dim);
-    vector(error_bound, embedded);
-    matrix(state, 0, 0);
+    set_shape(ids, queries, k);
+    set_shape(scores, queries, k);
+    set_shape(count, queries);
+    set_shape(distance_count, queries);
+    set_shape(weights, weighed, softmax ? k : 0);
+    set_shape(log_sum_exp, weighed);
+    set_shape(mass, weighed);
+    set_shape(embedding, embedded, value_dim);
+    set_shape(error_bound, embedded);
+    set_shape(state, 0, 0);
     trace.clear();
     stopped = false;
   }
