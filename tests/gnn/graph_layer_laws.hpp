@@ -12,7 +12,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
 #include <limits>
 #include <span>
 #include <string>
@@ -24,6 +23,7 @@
 #include "support/allocation_counter.hpp"
 #include "support/allocation_failures.hpp"
 #include "support/catch.hpp"
+#include "support/trials.hpp"
 
 // The laws of graph layers. A layer comes as a function make(Shape, Rng&) and receives them all.
 
@@ -31,9 +31,7 @@ namespace graph_layer_laws {
 
 using namespace ruvector;
 
-inline int trials(int n) {
-  return std::getenv("RUVECTOR_QUICK_TESTS") != nullptr ? (n + 3) / 4 : n;
-}
+using support::trials;
 
 struct Shape {
   Index nodes = 5, edges = 12, input = 3, hidden = 4, heads = 2, edge_dim = 2;

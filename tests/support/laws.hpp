@@ -10,13 +10,13 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
 #include <limits>
 #include <vector>
 
 #include "support/allocation_counter.hpp"
 #include "support/catch.hpp"
 #include "support/near.hpp"
+#include "support/trials.hpp"
 
 // The laws of attention. A backend adds one line to a list of types and receives them all; what a law needs of a
 // backend beside the concepts is `Subject<A>`, derived from `SubjectDefaults`:
@@ -31,10 +31,7 @@ namespace laws {
 using namespace ruvector;
 using namespace ruvector::attention;
 
-/// How many random problems a law looks at: a quarter where sanitizers make them slow.
-inline int trials(int n) {
-  return std::getenv("RUVECTOR_QUICK_TESTS") != nullptr ? (n + 3) / 4 : n;
-}
+using support::trials;
 
 /// Sizes and rules of a random problem.
 struct Shape {

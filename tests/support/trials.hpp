@@ -11,4 +11,10 @@ template <class N>
   return std::getenv("RUVECTOR_QUICK_TESTS") != nullptr ? few : all;
 }
 
+/// `all` trials, or a quarter.
+template <class N>
+[[nodiscard]] N trials(N all) {
+  return trials(all, (all + 3) / 4);
+}
+
 }  // namespace support

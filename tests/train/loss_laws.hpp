@@ -14,11 +14,11 @@
 #include "support/alternating.hpp"
 #include "support/catch.hpp"
 #include "support/near.hpp"
+#include "support/trials.hpp"
 
 #include <algorithm>
 #include <cmath>
 #include <concepts>
-#include <cstdlib>
 #include <string>
 #include <vector>
 
@@ -35,9 +35,7 @@ using train::LossRows;
 using train::LossSum;
 using train::Reduction;
 
-inline int trials(int n) {
-  return std::getenv("RUVECTOR_QUICK_TESTS") != nullptr ? (n + 3) / 4 : n;
-}
+using support::trials;
 
 template <class T>
 struct Problem {

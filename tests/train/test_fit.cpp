@@ -9,6 +9,7 @@
 #include "support/allocation_counter.hpp"
 #include "support/alternating.hpp"
 #include "support/catch.hpp"
+#include "support/trials.hpp"
 #include "train/small_net.hpp"
 
 #include <atomic>
@@ -99,7 +100,7 @@ TEST_CASE("fit: one seed, one result: again, and with any number of workers", "[
   CHECK(check(one));
   CHECK(check(three));
   CHECK(check(support::Alternating()));
-  const int repeats = std::getenv("RUVECTOR_QUICK_TESTS") != nullptr ? 60 : 250;
+  const int repeats = support::trials(250, 60);
   int equal = 0;
   for (int i = 0; i < repeats; ++i) equal += check(two) ? 1 : 0;
   CHECK(equal == repeats);
