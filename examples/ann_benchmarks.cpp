@@ -73,7 +73,7 @@ struct Options {
 struct Point {
   std::string program;
   Index links = 0, ef = 0, queries = 0, at_once = 1;
-  double recall = 0, rate = 0, distances = 0;
+  double recall = 0, rate = 0, distances = 0;  ///< distances: a query; 0 where the program does not count them
 };
 
 /// The pictures, and from which distance on a place no longer counts.
@@ -225,8 +225,6 @@ std::vector<Point> curves(const Problem& problem, const Options& options, Index 
     compete(problem, {ours(problem, search, search::HnswSearchConfig{.k = k, .ef = ef}, 1), hnswlibs(problem, index)},
             problem.queries.rows(), turn, pair);
     if (interrupted()) return {};
-    // The same walk, which measures the node where it enters level 0 twice.
-    pair[1].distances = pair[0].distances + 1;
     std::printf("%6td %10.0f %10.4f %10.4f %12.0f %12.0f %7.2f\n", ef, pair[0].distances, pair[0].recall,
                 pair[1].recall, pair[0].rate, pair[1].rate, pair[0].rate / pair[1].rate);
     std::fflush(stdout);

@@ -265,6 +265,10 @@ std::optional<Row> find_row(const Options& o, std::size_t stage) {
       if (kind == Search::hnsw || std::stod(p[12]) == o.search_learning_rate)
         row.curve.push_back({kind, std::stol(p[7]), std::stod(p[8]), std::stod(p[9]), std::stod(p[10])});
     }
+    const bool has_trained =
+        std::ranges::any_of(row.curve, [](const CurvePoint& p) { return p.search != Search::hnsw; });
+    if (o.trained > 0 && stage > 0 && !has_trained)
+      throw ruvector::ConfigError(o.csv + " has this run without a trained search: give another --csv and --curve-csv");
     return row;
   }
   return std::nullopt;
