@@ -91,7 +91,8 @@ inline void check_fit_search(const FitSearchConfig& config) {
   constexpr double least = std::numeric_limits<double>::min();
   at_least("fit_search: rank_temperature", config.rank_temperature, least, "> 0");
   at_least("fit_search: route_temperature", config.route_temperature, least, "> 0");
-  at_least("fit_search: caution", config.caution, least, "> 0");
+  at_least("fit_search: worth", config.worth, least, "> 0");
+  at_least("fit_search: end_temperature", config.end_temperature, least, "> 0");
   at_least("fit_search: beam_temperature", config.beam_temperature, least, "> 0");
   if (!config.search.filters.empty())
     throw_config_error("fit_search: filters", "0", double(config.search.filters.size()));
@@ -125,19 +126,24 @@ void check_separable(const Layer& layer, std::span<const T> query, MatrixView<co
 ///
 ///     L_route = mean over steps of −[log Σ_ref e^s − log Σ_candidates e^s]               Baranchuk et al. 2019, eq. 5
 ///     L_rank  = mean over targets p of −log(e^s_p/(e^s_p + Σ_negatives e^s))
-///     L_end   = mean over steps of log(1 + e^(∓(m − σ)))
+///     L_end   = mean over steps of |g|/worth · log(1 + e^(∓(m − σ)))
 ///
 /// On a level above 0 a step chooses among beam and neighbours; ref are those with the fewest links left to go to a
 /// target (above level 0: to the nodes that are nearest to those of the level below). On level 0, as long as targets
-/// are missing, it chooses among all open nodes. There, too, once there are ef, the best open metric m is compared with
-/// σ, what ending is worth (SearchLayer): going on is right until all targets were met, and ending too early weighs
-/// `caution` times as much as a step too many. The rank loss takes targets uniformly over their hops, and negatives
-/// from the way; where targets are the nearest by the metric it has nothing new to say. Gradients go through all steps:
-/// through s, the message, the cell and, straight through, the cut of the beam, by SoftTopK.
+/// are missing, it chooses among all open nodes, to a missing one. There, too, once there are ef, the best open metric
+/// m is compared with σ, what ending is worth (SearchLayer); g is what is won by going on, in comparisons, if the
+/// search ends at the best time after it: `worth` for each target that is met till then, less what is compared. The
+/// sign is + where g > 0. A target that no way leads to is thus no reason to go on. The rank loss takes targets
+/// uniformly over their hops, and negatives from the way; where targets are the nearest by the metric it has nothing
+/// new to say. Gradients go through all steps: through s, the message, the cell and, straight through, the cut of the
+/// beam, by SoftTopK.
 ///
-/// Ways are those of the model itself as it was when the round began, `state.policy` (DAgger: Ross et al. 2011); the
-/// first round's are those of plain search, where training starts untrained. They are walked anew for each sample, not
-/// kept.
+/// With `route` and `rank` 0 only the end is learned, and the search stays in the order of the metric: no comparison is
+/// made but those of plain search, and fewer of them. Learn it with an ef as large as it may ever become.
+///
+/// Ways are those of the model itself as it was when the round began, `state.policy` (DAgger: Ross et al. 2011), up to
+/// where plain search would end; the first round's are those of plain search, where training starts untrained. They are
+/// walked anew for each sample, not kept.
 ///
 /// Runs on train::fit: progress, stop, resuming, checkpoints and the same bits for any number of workers are its. An
 /// epoch's patience ends a round. Throws ConfigError, ShapeError before anything changes; ConfigError, too, for an

@@ -83,8 +83,8 @@ struct KeptOfResult {
 /// AnyAttention it is chosen at run time, with the same result.
 ///
 /// `distance_count` has every evaluation of a score against a vector: for each candidate 1 of the metric, each time it
-/// is weighed 1 of the attention of a layer whose gain is not 0, 1 of the second score where there is one, and 1 for
-/// cos(q, x) where layers are given and it does not follow from the metric (it does from InnerProduct, Cosine and
+/// is weighed 1 of the attention of a layer whose gain is not 0, 1 of the second score and 1 for cos(q, x), where a
+/// layer sees them and the cosine does not follow from the metric (it does from InnerProduct, Cosine and
 /// SquaredDistance). On a level above 0 a node is compared once.
 ///
 /// `score` is any CandidateScore, or TwoSpaces of the requested score and a second one that only the layers see. Ids

@@ -133,6 +133,20 @@ struct SearchRecord {
   }
 };
 
+/// The features that take another score of a candidate.
+struct SeenFeatures {
+  bool second = true, cosine = true;
+
+  /// Those that one of the layers sees: a candidate may go down to any of them.
+  template <class Layer>
+  [[nodiscard]] static SeenFeatures of(std::span<const Layer> layers) {
+    const auto seen = [&](Index feature) {
+      return std::ranges::any_of(layers, [&](const Layer& layer) { return layer.sees(feature); });
+    };
+    return {seen(1), seen(3)};
+  }
+};
+
 /// What layers know of a candidate before it is in a beam.
 template <class Score, class Layer>
 class CandidateFeatures {
@@ -140,29 +154,30 @@ class CandidateFeatures {
   using T = ScalarOf<S>;
 
  public:
-  CandidateFeatures(const Score& score, std::span<const T> query)
-      : score_(score), query_(query), norm_(std::sqrt(simd::squared_norm(query))) {}
+  CandidateFeatures(const Score& score, std::span<const T> query, SeenFeatures seen = {})
+      : score_(score), query_(query), norm_(std::sqrt(simd::squared_norm(query))), seen_(seen) {}
 
-  /// Writes the features of candidates `key` of a level with these scores; returns how many more scores it took.
+  /// Writes the features of candidates `key` of a level with these scores, 0 for those that are not seen; returns how
+  /// many more scores it took.
   Index operator()(const Layer& layer, Index level, MatrixView<const T> key, std::span<const T> metric,
                    MatrixView<T> features, Workspace& ws) const {
     const Index n = key.rows();
     auto frame = ws.frame();
     const std::span<T> second = frame.template span<T>(n);
     Index evaluations = 0;
-    if constexpr (has_second<Score>) {
-      score_.second.scores({query_.data(), 1, Index(query_.size())}, key, {second.data(), 1, n}, ws);
-      evaluations += n;
-    } else {
-      std::ranges::fill(second, T(0));
-    }
+    std::ranges::fill(second, T(0));
+    if constexpr (has_second<Score>)
+      if (seen_.second) {
+        score_.second.scores({query_.data(), 1, Index(query_.size())}, key, {second.data(), 1, n}, ws);
+        evaluations += n;
+      }
     for (Index j = 0; j < n; ++j) {
       const std::span<T> e = features.row(j);
       const T norm = std::sqrt(simd::squared_norm<T>(key.row(j)));
       T cosine = 0;
       if constexpr (tells_cosine<S, T>)
         cosine = cosine_from<S, T>(metric[std::size_t(j)], norm_, norm);
-      else if (norm * norm_ > 0)
+      else if (seen_.cosine && norm * norm_ > 0)
         cosine = simd::dot<T>(query_, key.row(j)) / (norm * norm_);
       e[0] = metric[std::size_t(j)] / layer.unit;
       e[1] = second[std::size_t(j)] / layer.second_unit;
@@ -172,13 +187,14 @@ class CandidateFeatures {
       for (std::size_t l = 0; l < 4; ++l) e[5 + l] = T(l == std::size_t(std::min(level, Index(3))));
       e[9] = 0;
     }
-    return evaluations + (tells_cosine<S, T> ? 0 : n);
+    return evaluations + (seen_.cosine && !tells_cosine<S, T> ? n : 0);
   }
 
  private:
   const Score& score_;
   std::span<const T> query_;
   T norm_;
+  SeenFeatures seen_;
 };
 
 /// The layer of a level; null without layers.
@@ -211,8 +227,8 @@ Index scan_level(const Score& score, std::span<const T> query, MatrixView<const 
   const MatrixView<T> features = frame.template matrix<T>(n, search_features);
   const std::span<Index> order = frame.template span<Index>(n);
   requested(score).scores({query.data(), 1, Index(query.size())}, level, {metric.data(), 1, n}, ws);
-  const Index evaluations =
-      n + CandidateFeatures<Score, Layer>(score, query)(layer, number, level, metric, features, ws);
+  const Index evaluations = n + CandidateFeatures<Score, Layer>(score, query, SeenFeatures::of(std::span(&layer, 1)))(
+                                    layer, number, level, metric, features, ws);
   layer.scores(state, level, metric, features, learned, {}, ws);
   const Index count = std::min(beam, n);
   order_best<T>(learned, order, count);
@@ -335,7 +351,7 @@ class HierarchicalWalk {
 
   HierarchicalWalk(const Score& score, const graph::HnswLayers<T>& layers, std::span<const Layer> gnn,
                    const SearchConfig& config)
-      : score_(score), layers_(layers), gnn_(gnn), config_(config) {}
+      : score_(score), layers_(layers), gnn_(gnn), config_(config), seen_(SeenFeatures::of(gnn)) {}
 
   /// Searches for a query, writes row i of `result` and the state, and fills trace and record where they are not null.
   /// Not inlined: the same code for any executor.
@@ -352,8 +368,18 @@ class HierarchicalWalk {
     const Index most = std::max({Index(1), parameters.max_links, parameters.max_links_0});
     const Index beam = std::min(config_.beam, layers_.nodes()), room = beam * (most + 1) + 1, d = layers_.dim();
     const CandidateBlock<T> block(frame, room, d, !gnn_.empty()), spare(frame, beam, d, !gnn_.empty());
-    Way way{
-        {score_, query}, query, filter, state, trace, record, ws, block, spare, frame.template span<Node>(room), 0, 0};
+    Way way{{score_, query, record != nullptr ? SeenFeatures{} : seen_},
+            query,
+            filter,
+            state,
+            trace,
+            record,
+            ws,
+            block,
+            spare,
+            frame.template span<Node>(room),
+            0,
+            0};
     way.beam = 1;
     block.node[0] = layers_.entry();
     block.place[0] = 0;
@@ -382,6 +408,12 @@ class HierarchicalWalk {
     Index evaluations;
   };
 
+  // Whether the learned score of a level is the metric, so that nothing else need be known of its candidates. Above
+  // level 0 the state does.
+  [[nodiscard]] bool by_metric(const Way& way, Index l) const {
+    return gnn_.empty() || (l == 0 && way.record == nullptr && gnn_.back().by_metric());
+  }
+
   // What there is to know of candidates first … first+count−1 of the block, nodes of level l: metric, keys, features.
   void compare(Way& way, Index l, Index first, Index count) const {
     if (count == 0) return;
@@ -391,7 +423,7 @@ class HierarchicalWalk {
     std::ranges::transform(nodes, chosen.begin(), [&](Node node) { return layers_.level(l).nodes[node]; });
     neighbor_scores(requested(score_), way.query, layers_.vectors(), std::span<const Node>(chosen), metric, way.ws);
     way.evaluations += count;
-    if (gnn_.empty()) return;
+    if (by_metric(way, l)) return;
     const MatrixView<T> key = way.block.key.rows(first, count);
     for (Index j = 0; j < count; ++j)
       std::ranges::copy(layers_.vectors().row(Index(chosen[std::size_t(j)])), key.row(j).begin());
@@ -404,7 +436,7 @@ class HierarchicalWalk {
   void learn(Way& way, Index l, Index count, Index in_beam) const {
     const CandidateBlock<T>& block = way.block;
     const auto n = std::size_t(count);
-    if (gnn_.empty()) {
+    if (by_metric(way, l)) {
       constexpr T lowest = -std::numeric_limits<T>::infinity();
       std::transform(block.metric.begin(), block.metric.begin() + count, block.learned.begin(),
                      [](T m) { return std::isnan(m) ? lowest : m; });
@@ -512,8 +544,9 @@ class HierarchicalWalk {
     if (way.record != nullptr) way.record->start(0);
     learn(way, 0, way.beam, way.beam);
     add(way.beam);
+    // A way to learn from goes on as far as it may: else nobody would know what ending earlier costs.
     const auto ending = [&](T worst, T kth) {
-      return gnn_.empty() ? worst : score_of_ending(*layer_of(gnn_, 0), worst, kth);
+      return gnn_.empty() || way.record != nullptr ? worst : score_of_ending(*layer_of(gnn_, 0), worst, kth);
     };
     Open at;
     while (frontier.next(at, ending)) {
@@ -536,6 +569,7 @@ class HierarchicalWalk {
   const graph::HnswLayers<T>& layers_;
   std::span<const Layer> gnn_;
   const SearchConfig& config_;
+  const SeenFeatures seen_;
 };
 
 }  // namespace detail

@@ -127,6 +127,13 @@ class SearchLayer {
     check_shape("SearchLayer: stop", 3, stop.size());
   }
 
+  /// Whether s depends on feature i of a candidate: else nobody need compute it.
+  [[nodiscard]] bool sees(Index feature) const { return edge[feature] != 0 || (gain != 0 && sees_features()); }
+  /// Whether s is the metric's score: nothing was learned of candidates.
+  [[nodiscard]] bool by_metric() const {
+    return gain == 0 && std::ranges::all_of(edge.span(), [](T weight) { return weight == 0; });
+  }
+
   /// s [n] of candidates `key` [n×d] with these scores of the metric [n] and features [n×search_features]; −∞ where
   /// the metric says so or a number is missing. `logits` [n], if wanted, gets a. O(n d) and what the attention takes.
   void scores(std::span<const T> state, MatrixView<const T> key, std::span<const T> metric,

@@ -55,19 +55,20 @@ struct SearchTargets {
 /// How a search is trained.
 struct FitSearchConfig {
   train::FitConfig fit = {.epochs = 2, .batch_size = 32, .micro_batch = 4, .max_gradient_norm = 1};  ///< of a round
-  Index rounds = 2;              ///< each trains on ways of the model as it was when the round began
-  SearchConfig search = {};      ///< of these ways: ef and beam as they will be; no filters
-  double rank = 1;               ///< weight of the rank loss, ≥ 0
-  double route = 1;              ///< weight of the routing loss, ≥ 0
-  double end = 1;                ///< weight of the loss of ending, ≥ 0
-  double caution = 30;           ///< so many steps that were useless cost as much as one that was left out, > 0
-  double rank_temperature = 1;   ///< of its softmax, in units of the layer
-  double route_temperature = 1;  ///< the same of routing
-  double beam_temperature = 1;   ///< of the soft cut of the beam, the same
-  Index positives = 4;           ///< targets a query and step for the rank loss, uniform over their hops
-  Index negatives = 64;          ///< other points of its way, at most
-  Index first_hop = 0;           ///< targets of the rank loss are at least so far: for a last training on far pairs
-  Index ball = 4096;             ///< on each level the steps to the targets are counted for so many points
+  Index rounds = 2;               ///< each trains on ways of the model as it was when the round began
+  SearchConfig search = {};       ///< of these ways: ef and beam as they will be; no filters
+  double rank = 1;                ///< weight of the rank loss, ≥ 0
+  double route = 1;               ///< weight of the routing loss, ≥ 0
+  double end = 1;                 ///< weight of the loss of ending, ≥ 0
+  double worth = 300;             ///< so many comparisons in vain cost as much as a target that was missed, > 0
+  double rank_temperature = 1;    ///< of its softmax, in units of the layer
+  double route_temperature = 1;   ///< the same of routing
+  double end_temperature = 0.02;  ///< the same of ending
+  double beam_temperature = 1;    ///< of the soft cut of the beam, the same
+  Index positives = 4;            ///< targets a query and step for the rank loss, uniform over their hops
+  Index negatives = 64;           ///< other points of its way, at most
+  Index first_hop = 0;            ///< targets of the rank loss are at least so far: for a last training on far pairs
+  Index ball = 4096;              ///< on each level the steps to the targets are counted for so many points
 };
 
 namespace detail {
@@ -128,7 +129,7 @@ class SearchLoss {
     Pass pass(frame, scratch, queries_.row(i), layers_);
     forward(model, scratch, pass, soft, ws);
     double total = 0;
-    if (config_.route > 0 || config_.end > 0) total += route(model, i, scratch, pass, hops(i, frame), gradient, ws);
+    if (config_.route > 0 || config_.end > 0) total += route(model, i, scratch, pass, gradient, ws);
     if (config_.rank > 0) total += config_.rank * rank(model, i, scratch, pass, rng, gradient, ws);
     backward(model, scratch, pass, gradient, ws);
     return total;
@@ -204,13 +205,17 @@ class SearchLoss {
     return std::span(nodes_).subspan(first, std::size_t(targets_.offsets[std::size_t(i) + 1]) - first);
   }
 
+  // Whether a loss depends on s; that of ending does not.
+  [[nodiscard]] bool learns_scores() const { return config_.route > 0 || config_.rank > 0; }
+
   void forward(const Model& model, Scratch& scratch, Pass& pass, bool soft, Workspace& ws) const {
     const SearchRecord<T>& record = scratch.record;
     for (std::size_t r = 0; r < record.steps.size(); ++r) {
       const auto& step = record.steps[r];
       const Layer& layer = *layer_of(std::span<const Layer>(model.layers), step.level);
       const Part part(record, pass, step);
-      layer.scores(pass.state.row(Index(r)), part.key, part.metric, part.features, part.s, part.logits, ws);
+      layer.scores(pass.state.row(Index(r)), part.key, part.metric, part.features, part.s,
+                   learns_scores() ? part.logits : std::span<T>(), ws);
       if (step.level == 0) continue;
       selector(layer).forward(part.s, part.cut, ws);
       auto frame = ws.frame();
@@ -253,40 +258,48 @@ class SearchLoss {
     return gradient.layers[std::size_t(std::max(Index(0), Index(gradient.layers.size()) - 1 - level))];
   }
 
-  // On level 0 from the targets; above it from the nodes that are nearest to those of the level below.
+  // On level 0 to the targets; above it to the nodes that are nearest to those of the level below.
   [[nodiscard]] Ways hops(Index i, Workspace::Frame& frame) const {
     const Ways ways = frame.template span<std::span<std::int32_t>>(layers_.levels());
     for (Index l = 0; l < layers_.levels(); ++l) {
       const graph::HnswLevel& level = layers_.level(l);
-      const Index n = Index(level.nodes.size());
       std::span<std::int32_t>& hop = ways[std::size_t(l)];
-      hop = frame.template span<std::int32_t>(n);
-      std::ranges::fill(hop, -1);
-      const std::span<Node> queue = frame.template span<Node>(n);
-      std::size_t end = 0;
-      const auto reach = [&](Node node, std::int32_t steps) {
-        if (hop[node] >= 0 || Index(end) >= std::max(config_.ball, Index(1))) return;
-        hop[node] = steps;
-        queue[end++] = node;
-      };
+      hop = frame.template span<std::int32_t>(Index(level.nodes.size()));
+      const std::span<Node> queue = frame.template span<Node>(Index(level.nodes.size()));
       if (l == 0) {
-        for (const Node node : targets_of(i)) reach(node, 0);
-      } else {
-        constexpr std::int32_t far = std::numeric_limits<std::int32_t>::max();
-        const auto of = [&](std::size_t node) {
-          const std::int32_t below = ways[std::size_t(l) - 1][level.below[node]];
-          return below < 0 ? far : below;
-        };
-        std::int32_t least = far;
-        for (std::size_t node = 0; node < level.nodes.size(); ++node) least = std::min(least, of(node));
-        for (std::size_t node = 0; least < far && node < level.nodes.size(); ++node)
-          if (of(node) == least) reach(Node(node), 0);
+        count_hops(l, targets_of(i), queue, hop);
+        continue;
       }
-      for (std::size_t at = 0; at < end; ++at)
-        for (const Node node : reversed_[std::size_t(l)].view().neighbors(Index(queue[at])))
-          reach(node, hop[queue[at]] + 1);
+      constexpr std::int32_t far = std::numeric_limits<std::int32_t>::max();
+      const auto of = [&](std::size_t node) {
+        const std::int32_t below = ways[std::size_t(l) - 1][level.below[node]];
+        return below < 0 ? far : below;
+      };
+      std::int32_t least = far;
+      for (std::size_t node = 0; node < level.nodes.size(); ++node) least = std::min(least, of(node));
+      const std::span<Node> nearest = frame.template span<Node>(Index(level.nodes.size()));
+      std::size_t count = 0;
+      for (std::size_t node = 0; least < far && node < level.nodes.size(); ++node)
+        if (of(node) == least) nearest[count++] = Node(node);
+      count_hops(l, nearest.first(count), queue, hop);
     }
     return ways;
+  }
+
+  // How many links of a level lead from each node to the nearest of `ends`, for the `ball` that are nearest to them; −1
+  // for others. The queue has room for all nodes.
+  void count_hops(Index level, std::span<const Node> ends, std::span<Node> queue, std::span<std::int32_t> hop) const {
+    std::ranges::fill(hop, -1);
+    std::size_t count = 0;
+    const auto reach = [&](Node node, std::int32_t steps) {
+      if (hop[node] >= 0 || Index(count) >= std::max(config_.ball, Index(1))) return;
+      hop[node] = steps;
+      queue[count++] = node;
+    };
+    for (const Node node : ends) reach(node, 0);
+    for (std::size_t at = 0; at < count; ++at)
+      for (const Node node : reversed_[std::size_t(level)].view().neighbors(Index(queue[at])))
+        reach(node, hop[queue[at]] + 1);
   }
 
   // A candidate, or ending: its score over the scale.
@@ -344,24 +357,31 @@ class SearchLoss {
   };
 
   // Routing and ending.
-  double route(const Model& model, Index i, const Scratch& scratch, Pass& pass, const Ways& ways, Model& gradient,
-               Workspace& ws) const {
+  double route(const Model& model, Index i, const Scratch& scratch, Pass& pass, Model& gradient, Workspace& ws) const {
     auto frame = ws.frame();
     const SearchRecord<T>& record = scratch.record;
     const Index n = Index(record.node.size());
     Mean way(n, frame), end(n, frame);
-    const std::span<double> d = frame.template span<double>(n);
-    const std::span<Choice> choices = frame.template span<Choice>(n);
+    if (config_.route > 0) route_above(model, i, record, pass, way, ws);
+    route_level_0(model, i, record, pass, way, end, ws);
+    return way.add_to(pass, gradient.layers.back(), config_.route) +
+           end.add_to(pass, gradient.layers.back(), config_.end);
+  }
+
+  // Each round of a beam is a choice among it and its neighbours.
+  void route_above(const Model& model, Index i, const SearchRecord<T>& record, const Pass& pass, Mean& way,
+                   Workspace& ws) const {
+    auto frame = ws.frame();
+    const Ways ways = hops(i, frame);
+    const std::span<Choice> choices = frame.template span<Choice>(Index(record.node.size()));
+    const std::span<double> d = frame.template span<double>(Index(record.node.size()));
     for (const auto& step : record.steps) {
       if (step.level == 0) break;
       for (Index j = 0; j < step.count; ++j)
         choices[std::size_t(j)] = {scaled(model, step.level, pass.s[std::size_t(step.first + j)]), step.first + j,
                                    false};
-      add_way(choices.first(std::size_t(step.count)), record, ways, step.level, model, d, way);
+      add_way(choices.first(std::size_t(step.count)), record, ways[std::size_t(step.level)], step.level, model, d, way);
     }
-    route_level_0(model, i, record, pass, ways, choices, d, way, end, ws);
-    return way.add_to(pass, gradient.layers.back(), config_.route) +
-           end.add_to(pass, gradient.layers.back(), config_.end);
   }
 
   [[nodiscard]] double scale_of(const Model& model, Index level) const {
@@ -370,9 +390,9 @@ class SearchLoss {
   [[nodiscard]] double scaled(const Model& model, Index level, T s) const { return double(s) / scale_of(model, level); }
 
   // The right way is to the candidates with the fewest steps left.
-  void add_way(std::span<Choice> choices, const SearchRecord<T>& record, const Ways& ways, Index level,
+  void add_way(std::span<Choice> choices, const SearchRecord<T>& record, std::span<const std::int32_t> hop, Index level,
                const Model& model, std::span<double> d, Mean& way) const {
-    if (!mark(choices, record.node, ways[std::size_t(level)])) return;
+    if (!mark(choices, record.node, hop)) return;
     const double loss = choose(choices, d);
     if (loss < 0) return;
     way.total += loss;
@@ -381,25 +401,38 @@ class SearchLoss {
       way.d_s[std::size_t(choices[j].candidate)] += d[j] / scale_of(model, level);
   }
 
-  // Each expansion, as long as targets are missing, is a choice among the nodes that were open; and, once there are ef,
-  // it and the end of the way are a choice between the best of those and ending.
-  void route_level_0(const Model& model, Index i, const SearchRecord<T>& record, const Pass& pass, const Ways& ways,
-                     std::span<Choice> choices, std::span<double> d, Mean& way, Mean& end, Workspace& ws) const {
+  // Each expansion, as long as targets are missing, is a choice among the nodes that were open, of which those are
+  // right that are nearest to a missing one; and, once there are ef, the best of them and the end are a choice between
+  // going on and ending.
+  void route_level_0(const Model& model, Index i, const SearchRecord<T>& record, const Pass& pass, Mean& way, Mean& end,
+                     Workspace& ws) const {
     const auto& step = record.steps.back();
     const std::span<const T> s = pass.s.subspan(std::size_t(step.first)),
                              metric = std::span<const T>(record.metric).subspan(std::size_t(step.first));
     auto frame = ws.frame();
     const Index ef = std::min(std::max(config_.search.ef, config_.search.k), layers_.nodes());
+    const Index n = config_.route > 0 ? layers_.nodes() : 0;
+    const std::span<std::int32_t> hop = frame.template span<std::int32_t>(n);
+    const std::span<Node> queue = frame.template span<Node>(n);
     const std::span<std::uint8_t> expanded = frame.template span<std::uint8_t>(step.count);
+    const std::span<Choice> choices = frame.template span<Choice>(step.count);
+    const std::span<double> d = frame.template span<double>(step.count),
+                            gain = frame.template span<double>(Index(record.expansions.size()));
     LearnedFrontier<T> frontier(frame, ef, std::min(config_.search.k, ef));
     std::ranges::fill(expanded, std::uint8_t(0));
+    gains_of_going_on(i, record, gain);
+    std::span<Node> missing = frame.template span<Node>(Index(targets_of(i).size()));
+    std::ranges::copy(targets_of(i), missing.begin());
+    bool met = true;  // another target, since the hops were counted
     Index seen = 0;
-    std::size_t missing = targets_of(i).size();
-    for (const auto& expansion : record.expansions) {
+    for (std::size_t e = 0; e < record.expansions.size(); ++e) {
+      const auto& expansion = record.expansions[e];
       for (; seen < expansion.seen; ++seen) {
         const Node node = record.node[std::size_t(step.first + seen)];
         const T m = metric[std::size_t(seen)];
-        missing -= std::size_t(std::ranges::count(targets_of(i), node));
+        const auto left = std::size_t(std::ranges::remove(missing, node).begin() - missing.begin());
+        met = met || left < missing.size();
+        missing = missing.first(left);
         frontier.add({m, m, node, seen}, !std::isnan(m) && (layers_.deleted().empty() || layers_.deleted()[node] == 0));
       }
       std::size_t count = 0;
@@ -410,26 +443,56 @@ class SearchLoss {
         if (metric[std::size_t(j)] > open) open = metric[std::size_t(j)];
       }
       if (expansion.candidate >= 0) expanded[std::size_t(expansion.candidate)] = 1;
-      if (missing > 0) add_way(choices.first(count), record, ways, 0, model, d, way);
-      if (open != lowest && frontier.can_end())
-        add_end(model, open, frontier.worst(), frontier.kth(), missing > 0, end);
+      if (config_.route > 0 && !missing.empty()) {
+        if (met) count_hops(0, missing, queue, hop);
+        met = false;
+        add_way(choices.first(count), record, hop, 0, model, d, way);
+      }
+      if (open != lowest && expansion.candidate >= 0 && frontier.can_end())
+        add_end(model, open, frontier.worst(), frontier.kth(), gain[e], end);
     }
   }
 
-  // The best open candidate by the metric against ending.
-  void add_end(const Model& model, T open, T worst, T kth, bool too_early, Mean& end) const {
+  // The best open candidate by the metric against ending: the wrong one costs as much as it loses, in targets.
+  void add_end(const Model& model, T open, T worst, T kth, double gain, Mean& end) const {
     const Layer& layer = model.layers.back();
-    const std::array choices = {Choice{scaled(model, 0, open), 0, too_early},
-                                Choice{scaled(model, 0, score_of_ending(layer, worst, kth)), -1, !too_early}};
+    const double scale = double(layer.unit) * config_.end_temperature;
+    const std::array choices = {
+        Choice{double(open) / scale, 0, gain > 0},
+        Choice{double(score_of_ending(layer, worst, kth)) / scale, -1, gain <= 0},
+    };
     std::array<double, 2> d;
     const double loss = choose(choices, d);
     if (loss < 0) return;
-    const double weight = too_early ? config_.caution : 1, d_ending = weight * d[1] / scale_of(model, 0);
+    const double weight = std::abs(gain) / config_.worth, d_ending = weight * d[1] / scale;
     end.total += weight * loss;
-    end.weight += weight;
+    end.weight += 1;
     end.d_stop[0] += d_ending * double(layer.unit);
     end.d_stop[1] += d_ending * (double(kth) - double(worst));
     end.d_stop[2] += d_ending * double(kth);
+  }
+
+  [[nodiscard]] std::size_t targets_at(Index i, Node node) const {
+    return std::size_t(std::ranges::count(targets_of(i), node));
+  }
+
+  // What going on from each expansion is worth, in comparisons, if the search ends at the best time after it: targets
+  // that are met by then, less what is compared. Negative: the least that going on costs in vain.
+  void gains_of_going_on(Index i, const SearchRecord<T>& record, std::span<double> gain) const {
+    const auto& step = record.steps.back();
+    Index seen = 0;
+    double value = 0;  // of ending here
+    for (std::size_t e = 0; e < gain.size(); ++e) {
+      for (; seen < record.expansions[e].seen; ++seen)
+        value += config_.worth * double(targets_at(i, record.node[std::size_t(step.first + seen)])) - 1;
+      gain[e] = value;
+    }
+    double best = -std::numeric_limits<double>::infinity();
+    for (std::size_t e = gain.size(); e-- > 0;) {
+      const double here = gain[e];
+      gain[e] = best - here;
+      best = std::max(best, here);
+    }
   }
 
   // −log softmax of each of some targets among points of the way that are none, with the state that entered level 0.
