@@ -12,7 +12,8 @@
 // loses), of the index against the truth (R_e2e: what a user sees). Each model is trained in two parts with a table row
 // each, "base", the softmax over sampled items, and "far", a second, sharper one on ancestors at least four edges
 // away (You et al. 2025). The index is hnswlib's, built under the model's own score.
-// With --trained N a search of it (hierarchical_forward_v2) is trained, too, on N queries that it is not asked later.
+// With --trained N a search of it (hierarchical_forward_v2) is trained, too, on N queries that it is not asked later:
+// when to end, and with --order also where to go, by features of candidates or by these and attention.
 
 #include "support/dual_encoder.hpp"
 #include "support/hierarchy.hpp"
@@ -47,6 +48,7 @@
 #include <array>
 #include <chrono>
 #include <cmath>
+#include <concepts>
 #include <cstdint>
 #include <cstdio>
 #include <exception>
@@ -97,9 +99,9 @@ struct Options {
   Index dim = 32, epochs = 30, far_epochs = 3, batch = 1024, negatives = 1024, asked = 4096, threads = 1, seeds = 3;
   Index links = 16, ef_construction = 100, ef = 64, trained = 0;
   std::uint64_t seed = 1;
-  double search_learning_rate = 0.001;
+  double worth = 300;
   std::optional<double> learning_rate, scale, far_learning_rate, far_scale;
-  bool all = false, quick = false;
+  bool all = false, quick = false, order = false;
 
   [[nodiscard]] Space space_kind() const {
     return static_cast<Space>(std::find(space_names.begin(), space_names.end(), space) - space_names.begin());
@@ -113,6 +115,7 @@ struct Options {
             .spread = flat ? 1 : 0.3,
             .seed = seed};
   }
+  [[nodiscard]] std::size_t last_stage() const { return far_epochs > 0 ? 1 : 0; }
   /// Of the space and the loss, or of the space with the loss that was chosen for it.
   [[nodiscard]] Recipe recipe() const {
     std::optional<Recipe> found;
@@ -137,9 +140,10 @@ struct Options {
   }
 };
 
-/// How an index is searched: HNSW's way, or a trained one that weighs features of candidates, or these and attention.
-enum class Search { hnsw, features, attention };
-const std::vector<std::string> search_names{"hnsw", "features", "attention"};
+/// How an index is searched: HNSW's way, or one that has learned when to end, or also to go by features of candidates,
+/// or by these and attention.
+enum class Search { hnsw, ending, features, attention };
+const std::vector<std::string> search_names{"hnsw", "ending", "features", "attention"};
 
 /// A point of the curve of recall and cost.
 struct CurvePoint {
@@ -203,8 +207,7 @@ std::string line_of(const Options& o, std::size_t stage, const Row& row) {
   return line;
 }
 
-const std::string curve_header =
-    "root,space,loss,dim,seed,stage,search,ef,distances,r_ann_10,r_e2e_10,trained,search_lr";
+const std::string curve_header = "root,space,loss,dim,seed,stage,search,ef,distances,r_ann_10,r_e2e_10,trained,worth";
 
 void append_curve(const Options& o, const Row& row) {
   if (o.curve_csv.empty()) return;
@@ -213,8 +216,7 @@ void append_curve(const Options& o, const Row& row) {
     std::snprintf(text, sizeof text, "%s,%s,%s,%d,%llu,%s,%s,%d,%.1f,%.5f,%.5f,%d,%g", o.root.c_str(),
                   row.space.c_str(), row.loss.c_str(), int(row.dim), static_cast<unsigned long long>(row.seed),
                   row.stage.c_str(), search_names[static_cast<std::size_t>(p.search)].c_str(), int(p.ef), p.distances,
-                  p.ann, p.e2e, p.search == Search::hnsw ? 0 : int(o.trained),
-                  p.search == Search::hnsw ? 0 : o.search_learning_rate);
+                  p.ann, p.e2e, p.search == Search::hnsw ? 0 : int(o.trained), p.search == Search::hnsw ? 0 : o.worth);
     append_csv(o.curve_csv, curve_header, text);
   }
 }
@@ -262,12 +264,12 @@ std::optional<Row> find_row(const Options& o, std::size_t stage) {
           p[4] != std::to_string(o.seed) || p[5] != row.stage)
         continue;
       const Search kind = search_named(p[6]);
-      if (kind == Search::hnsw || std::stod(p[12]) == o.search_learning_rate)
+      if (kind == Search::hnsw || std::stod(p[12]) == o.worth)
         row.curve.push_back({kind, std::stol(p[7]), std::stod(p[8]), std::stod(p[9]), std::stod(p[10])});
     }
     const bool has_trained =
         std::ranges::any_of(row.curve, [](const CurvePoint& p) { return p.search != Search::hnsw; });
-    if (o.trained > 0 && stage > 0 && !has_trained)
+    if (o.trained > 0 && !has_trained)
       throw ruvector::ConfigError(o.csv + " has this run without a trained search: give another --csv and --curve-csv");
     return row;
   }
@@ -386,17 +388,19 @@ void walk_curve(const Options& o, const Relevance& relevance, const Asked& asked
 
 using Layer = search::SearchLayer<ruvector::attention::ScaledDotProduct<float>>;
 
-/// Adam, which leaves the gain of attention at 0 unless it is wanted: a search that asks attention for a logit of each
-/// candidate compares twice.
+/// Adam, which leaves at 0 what would take more than one comparison a candidate: the gain of attention unless it is
+/// wanted, and the weight of the cosine where that does not follow from the score.
 struct SearchOptimizer {
   ruvector::train::Adam<search::SearchModel<Layer>> adam;
-  bool attention = false;
+  bool attention = false, cosine = false;
 
   void step(search::SearchModel<Layer>& model, const search::SearchModel<Layer>& gradient, double factor) {
-    if (attention) return adam.step(model, gradient, factor);
-    search::SearchModel<Layer> features = gradient;
-    for (Layer& layer : features.layers) layer.gain = 0;
-    adam.step(model, features, factor);
+    search::SearchModel<Layer> wanted = gradient;
+    for (Layer& layer : wanted.layers) {
+      if (!attention) layer.gain = 0;
+      if (!cosine) layer.edge[3] = 0;
+    }
+    adam.step(model, wanted, factor);
   }
   template <class Visit, class Self>
   static void checkpoint(Visit&& visit, Self& self) {
@@ -404,55 +408,74 @@ struct SearchOptimizer {
   }
 };
 
-/// Trains a search over the index on queries that are not asked, to find what the exhaustive search finds, and
-/// compares it with plain search. `others` [·×d]: these queries.
+/// How far the scores of the ten best differ, of some queries.
 template <class Score>
-void train_search(const Options& o, const Relevance& relevance, const Score& score,
-                  const ruvector::graph::HnswLayers<float>& layers, const Matrix<float>& others, const Asked& asked,
-                  Search kind, ThreadPool& threads, Row& row) {
+double spread_of_best(const Score& score, const ruvector::graph::HnswLayers<float>& layers,
+                      const Matrix<float>& queries) {
+  Workspace workspace;
+  search::SearchResult<float> best;
+  const MatrixView<const float> some = queries.view().rows(0, std::min(Index(256), queries.rows()));
+  search::ExactSearch(score, layers.vectors()).search(some, 10, best, workspace);
+  double spread = 0;
+  for (Index i = 0; i < some.rows(); ++i)
+    spread += static_cast<double>(best.scores(i, 0) - best.scores(i, 9)) / static_cast<double>(some.rows());
+  return spread;
+}
+
+/// Trains searches over the index on queries that are not asked, to find what the exhaustive search finds, and compares
+/// them with plain search. `others` [·×d]: these queries. The order is learned after the end, with it.
+template <class Score>
+void train_searches(const Options& o, const Relevance& relevance, const Score& score,
+                    const ruvector::graph::HnswLayers<float>& layers, const Matrix<float>& others, const Asked& asked,
+                    ThreadPool& threads, Row& row) {
   Rng rng = Rng(o.seed).split(5);
   Workspace workspace;
-  // The unit: how far the scores of the ten best differ.
-  double unit = 0;
-  {
-    search::SearchResult<float> best;
-    const MatrixView<const float> some = others.view().rows(0, std::min(Index(256), others.rows()));
-    search::ExactSearch(score, layers.vectors()).search(some, 10, best, workspace);
-    for (Index i = 0; i < some.rows(); ++i)
-      unit += static_cast<double>(best.scores(i, 0) - best.scores(i, 9)) / static_cast<double>(some.rows());
-  }
-  search::SearchModel<Layer> model;
-  for (int l = 0; l < 2; ++l) model.layers.push_back({{.dim = layers.dim(), .unit = unit}, {}, rng});
-  search::FitSearchState state(model,
-                               SearchOptimizer{ruvector::train::Adam(model, {.learning_rate = o.search_learning_rate}),
-                                               kind == Search::attention},
-                               rng);
+  search::SearchModel<Layer> ending;
+  for (int l = 0; l < 2; ++l)
+    ending.layers.push_back({{.dim = layers.dim(), .unit = spread_of_best(score, layers, others)}, {}, rng});
   const auto targets = search::nearest_targets(score, others, layers, 10, workspace, threads);
-  std::stop_source stop;
-  {
-    ProgressBar bar(label_of(o, search_names[static_cast<std::size_t>(kind)].c_str()), "queries");
-    search::fit_search(
-        state, score, others, layers, targets,
-        {.fit = {.epochs = 1, .batch_size = 32, .micro_batch = 4, .max_gradient_norm = 1},
-         .search = {.k = 10, .ef = 32, .beam = 1}},
-        {}, threads,
-        [&](const ruvector::ProgressReport& report) {
-          pass_on_interrupt(stop);
-          bar(report);
-        },
-        stop.get_token());
+  for (const Search kind : {Search::ending, Search::features, Search::attention}) {
+    const bool order = kind != Search::ending;
+    if (order && !o.order) continue;
+    const bool cosine = std::same_as<Score, search::InnerProduct<float>>;
+    search::FitSearchState state(ending,
+                                 SearchOptimizer{ruvector::train::Adam(ending, {.learning_rate = order ? 0.001 : 0.05}),
+                                                 kind == Search::attention, cosine},
+                                 rng);
+    std::stop_source stop;
+    {
+      ProgressBar bar(label_of(o, search_names[static_cast<std::size_t>(kind)].c_str()), "queries");
+      search::fit_search(
+          state, score, others, layers, targets,
+          {.fit = {.epochs = order ? 1 : 4, .batch_size = 32, .micro_batch = 4, .max_gradient_norm = 1},
+           .rounds = order ? 2 : 1,
+           .search = {.k = 10, .ef = 256, .beam = 1},
+           .rank = 0,
+           .route = order ? 1.0 : 0.0,
+           .worth = o.worth},
+          {}, threads,
+          [&](const ruvector::ProgressReport& report) {
+            pass_on_interrupt(stop);
+            bar(report);
+          },
+          stop.get_token());
+    }
+    if (stop.stop_requested()) throw Stopped{};
+    if (!order) ending = state.training.model;
+    const auto& trained = state.training.model.layers;
+    walk_curve(o, relevance, asked, kind, row, [&](Index ef, Index, search::SearchResult<float>& found) {
+      search::hierarchical_forward_v2(score, asked.queries, layers, std::span(trained), {.k = 10, .ef = ef, .beam = 1},
+                                      found, workspace, threads);  // k as it was learned
+    });
+    const auto& stop_rule = trained.back().stop;
+    std::printf("\n%s: ends at m_(ef) %+.3f units %+.3f (m_(10) - m_(ef)) %+.3f m_(10)\n",
+                search_names[std::size_t(kind)].c_str(), static_cast<double>(stop_rule[0]),
+                static_cast<double>(stop_rule[1]), static_cast<double>(stop_rule[2]));
+    std::printf("                ef    R_ann  distances  plain search at the same R_ann\n");
+    for (const CurvePoint& p : row.curve)
+      if (p.search == kind)
+        std::printf("%18d  %.4f  %9.0f  %9.0f\n", int(p.ef), p.ann, p.distances, distances_for(p.ann, row.curve));
   }
-  if (stop.stop_requested()) throw Stopped{};
-  const auto& trained = state.training.model.layers;
-  walk_curve(o, relevance, asked, kind, row, [&](Index ef, Index places, search::SearchResult<float>& found) {
-    search::hierarchical_forward_v2(score, asked.queries, layers, std::span(trained),
-                                    {.k = places, .ef = ef, .beam = 1}, found, workspace, threads);
-  });
-  std::printf("\n%-15s ef    R_ann  distances  plain search at the same R_ann\n",
-              search_names[std::size_t(kind)].c_str());
-  for (const CurvePoint& p : row.curve)
-    if (p.search == kind)
-      std::printf("%18d  %.4f  %9.0f  %9.0f\n", int(p.ef), p.ann, p.distances, distances_for(p.ann, row.curve));
 }
 
 /// All that is measured of a model.
@@ -494,12 +517,11 @@ void measure(const Options& o, const Relevance& relevance, const Lift& lift, con
   walk_curve(o, relevance, asked, Search::hnsw, row, [&](Index ef, Index places, search::SearchResult<float>& found) {
     nearest.search(asked.queries, {.k = places, .ef = ef}, found, workspace, threads);
   });
-  if (other_queries.rows() == 0 || row.stage != stage_names.back()) return;
-  for (const Search kind : {Search::features, Search::attention})
-    if (lift.score().curved == 0)  // the same score, of which the layers know that it is an inner product
-      train_search(o, relevance, search::InnerProduct<float>{}, layers, other_queries, asked, kind, threads, row);
-    else
-      train_search(o, relevance, lift.score(), layers, other_queries, asked, kind, threads, row);
+  if (other_queries.rows() == 0) return;
+  if (lift.score().curved == 0)  // the same score, of which the layers know that it is an inner product
+    train_searches(o, relevance, search::InnerProduct<float>{}, layers, other_queries, asked, threads, row);
+  else
+    train_searches(o, relevance, lift.score(), layers, other_queries, asked, threads, row);
 }
 
 /// Trains a model, or goes on where its checkpoint was left, and measures it after each stage.
@@ -562,9 +584,9 @@ std::vector<Row> train_and_measure(const Options& o, const Relevance& relevance,
 /// Both rows of a run, from the CSV file if they stand there.
 std::vector<Row> find_or_run(const Options& o, const Relevance& relevance, ThreadPool& threads) {
   std::vector<Row> rows;
-  for (std::size_t s = 0; s < 2; ++s)
+  for (std::size_t s = 0; s <= o.last_stage(); ++s)
     if (const auto row = find_row(o, s)) rows.push_back(*row);
-  if (rows.size() == 2) return rows;
+  if (rows.size() == o.last_stage() + 1) return rows;
   return o.space == "poincare" ? train_and_measure<true>(o, relevance, threads)
                                : train_and_measure<false>(o, relevance, threads);
 }
@@ -756,13 +778,13 @@ void add_options(CLI::App& app, Options& o) {
   app.add_option("--asked", o.asked, "queries that the index is asked, drawn at random")
       ->check(count)
       ->capture_default_str();
-  app.add_option("--trained", o.trained,
-                 "train a search of the index on so many of the other queries (after the second stage), and compare")
+  app.add_option("--trained", o.trained, "train a search of the index on so many of the other queries, and compare")
       ->check(CLI::Range(0, 1 << 20))
       ->capture_default_str();
-  app.add_option("--search-lr", o.search_learning_rate, "learning rate of that")
+  app.add_option("--worth", o.worth, "comparisons that a point is worth which it finds more: when that search ends")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
+  app.add_flag("--order", o.order, "train searches, too, that also learn where to go");
   app.add_option("--threads", o.threads, "threads of the searches; the result is the same for any number")
       ->check(CLI::Range(1, 1024))
       ->capture_default_str();

@@ -11,7 +11,7 @@ import pathlib
 import re
 import sys
 
-from measured import by_seed, column, interval, load, matches
+from measured import between, by_seed, column, curve, interval, load, matches
 from run import CLAIMS, DIMS, MAMMALS, claims
 
 
@@ -67,26 +67,34 @@ class Memory(One):
 
 
 class Trained(Value):
-    """E4's trained search at ef = 64: R_ann, its distance evaluations, and those of plain search at the same R_ann."""
+    """A column of E4's trained search, at the breadth that it was trained with; `saved`: how many evaluations of plain
+    search at the same R_ann it does not make, in %."""
+
+    def __init__(self, column, unit=""):
+        super().__init__(column, root="", ef=256)
+        self.unit = unit
+
+    def read(self, table, row):
+        lines = table.runs({**row, **self.where})
+        if self.column != "saved":
+            return column(lines.values(), {}, self.column)
+        plain = {**row, "root": "", "search": "hnsw", "trained": 0, "worth": 0}
+        saved = {}
+        for seed, line in lines.items():
+            points = curve(table.lines, {**plain, "seed": seed}, "r_ann_10", "distances")
+            saved[seed] = 100 * (1 - float(line["distances"]) / between(points, float(line["r_ann_10"])))
+        return saved
 
     def text(self, table, row, cell):
-        (line,) = [line for line in table.lines if matches(line, {**row, "ef": 64})]
-        recall, made = float(line["r_ann_10"]), float(line["distances"])
-        if self.column == "r_ann_10":
-            return f"{recall:.3f}"
-        if self.column == "distances":
-            return f"{made:.0f}"
-        plain = [line for line in table.lines if matches(line, {**row, "search": "hnsw", "trained": 0, "search_lr": 0})]
-        points = [(float(line["r_ann_10"]), float(line["distances"])) for line in plain]
-        for (low, few), (high, many) in zip(points, points[1:]):
-            if low <= recall <= high and low < high:
-                return f"{few + (many - few) * (recall - low) / (high - low):.0f}"
-        raise SystemExit(f"{table.file}: plain search has no recall {recall}")
+        values = list(self.read(table, row).values())
+        if len(values) > 1:
+            return super().text(table, row, cell.removesuffix(self.unit)) + self.unit
+        decimals = len(cell.removesuffix(self.unit).partition(".")[2])
+        return f"{values[0]:.{decimals}f}{self.unit}"
 
 
-def trained(space, rate, loss="negatives", search="features"):
-    where = {"root": "", "space": space, "loss": loss, "dim": 32, "seed": 1, "stage": "far", "search": search}
-    return {**where, "search_lr": rate}
+def trained(space, loss="negatives", stage="far", dim=32, search="ending", **where):
+    return {"space": space, "loss": loss, "stage": stage, "dim": dim, "search": search, "worth": 300, **where}
 
 
 class Table:
@@ -159,16 +167,28 @@ TABLES = [
         ("trained search", "R_ann"),
         "hierarchical_retrieval_curve.csv",
         {
-            "cosine, rate 0.001": trained("cosine", 0.001, "all"),
-            "inner product, rate 0.0001": trained("inner", 0.0001),
-            "inner product, rate 0.001": trained("inner", 0.001),
-            "inner product, rate 0.01": trained("inner", 0.01),
-            "inner product, rate 0.001, with attention": trained("inner", 0.001, search="attention"),
-            "Poincaré, rate 0.001": trained("poincare", 0.001),
-            "Lorentz, rate 0.001": trained("lorentz", 0.001),
-            "dual, rate 0.001": trained("dual", 0.001),
+            "cosine": trained("cosine", "all", "base"),
+            "cosine, far pairs": trained("cosine", "all"),
+            "cosine, negatives, far pairs": trained("cosine"),
+            "inner product, negatives, far pairs": trained("inner"),
+            "Poincaré, negatives, far pairs": trained("poincare"),
+            "Lorentz, negatives, far pairs": trained("lorentz"),
+            "dual, negatives, far pairs": trained("dual"),
+            "d = 64: cosine": trained("cosine", "all", "base", 64),
+            "d = 64: cosine, far pairs": trained("cosine", "all", dim=64),
+            "d = 64: cosine, negatives, far pairs": trained("cosine", dim=64),
+            "d = 64: inner product, negatives, far pairs": trained("inner", dim=64),
+            "d = 64: Poincaré, negatives, far pairs": trained("poincare", dim=64),
+            "d = 64: Lorentz, negatives, far pairs": trained("lorentz", dim=64),
+            "d = 64: dual, negatives, far pairs": trained("dual", dim=64),
+            "inner product, seed 1: the end": trained("inner", seed=1),
+            "the end and the order, by features": trained("inner", seed=1, search="features"),
+            "the end and the order, by features and attention": trained("inner", seed=1, search="attention"),
+            "Lorentz, seed 1: the end": trained("lorentz", seed=1),
+            "Lorentz: the end and the order, by features": trained("lorentz", seed=1, search="features"),
+            "Lorentz: by features and attention": trained("lorentz", seed=1, search="attention"),
         },
-        [Trained(name) for name in ("r_ann_10", "distances", "plain")],
+        [Trained("r_ann_10"), Trained("r_e2e_10"), Trained("distances"), Trained("saved", " %")],
     ),
     Table(
         ("forward and backward", "weights kept, MiB"),

@@ -49,3 +49,17 @@ def column(lines, where, name):
 def paired(values, base, of=lambda value, base: value - base):
     """of(value, base), seed by seed, for the seeds that both have."""
     return [of(values[seed], base[seed]) for seed in sorted(values.keys() & base.keys())]
+
+
+def between(points, x):
+    """y at x, on the line between the first two neighbouring points (x, y) around it; NaN beyond them."""
+    for (left, low), (right, high) in zip(points, points[1:]):
+        if left <= x <= right and left < right:
+            return low + (high - low) * (x - left) / (right - left)
+    return math.nan
+
+
+def curve(lines, where, x, y):
+    """A curve of search by its breadth: points of two columns."""
+    found = sorted((line for line in lines if matches(line, where)), key=lambda line: int(line["ef"]))
+    return [(float(line[x]), float(line[y])) for line in found]

@@ -195,6 +195,18 @@ TEST_CASE("hierarchical_forward_v2: what is learned steers the way; what is retu
   for (const Index count : found.distance_count) counted += count;
   CHECK(counted >= 4 * asked);  // nodes of a beam are weighed again
   CHECK(counted < 5 * asked);
+  // What no layer sees is not computed.
+  auto blind = gnn;
+  for (Layer& layer : blind) layer.gain = layer.edge[1] = layer.edge[3] = 0;
+  asked = counted = 0;
+  hierarchical_forward_v2(score, queries, layers, std::span(blind), config, other, workspace);
+  for (const Index count : other.distance_count) counted += count;
+  CHECK(counted == asked);
+  blind[0].edge[3] = 0.1f;
+  asked = counted = 0;
+  hierarchical_forward_v2(score, queries, layers, std::span(blind), config, other, workspace);
+  for (const Index count : other.distance_count) counted += count;
+  CHECK(counted == 2 * asked);
   for (Index i = 0; i < 40; ++i)
     for (Index p = 0; p < found.count[i]; ++p) {
       const Index node = (found.ids(i, p) - 1000) / 3;

@@ -22,6 +22,7 @@
 #include <cstddef>
 #include <limits>
 #include <span>
+#include <string_view>
 #include <utility>
 
 namespace ruvector::inline RUVECTOR_ABI::search {
@@ -46,8 +47,8 @@ struct SearchLayerConfig {
 ///     p = softmax(s/(unit·τ)) over the beam,   h ← h + norm(cell(Σ p_j x_j, h))
 ///
 /// Gain, edge and norm start at 0: an untrained layer goes by the metric alone and leaves the query as it is, to the
-/// bit. A layer whose gain is 0 does not ask its attention. An EdgeAwareAttention sees the features, too: its edge_dim
-/// is `search_features`.
+/// bit. A layer whose gain is 0 does not ask its attention, one whose norm is 0 not its cell. An EdgeAwareAttention
+/// sees the features, too: its edge_dim is `search_features`.
 ///
 /// On level 0 a search goes on to the open node that is best by s, as long as that is one of the ef best by s; and only
 /// to nodes whose metric is better than what ending is worth, once there are ef,
@@ -134,6 +135,18 @@ class SearchLayer {
     return gain == 0 && std::ranges::all_of(edge.span(), [](T weight) { return weight == 0; });
   }
 
+  /// Whether the state stays as it is: the norm has learned nothing, and gives 0.
+  [[nodiscard]] bool keeps_state() const {
+    bool any = false, zero = true;
+    for_each_parameter(
+        [&](std::string_view, auto tensor) {
+          any = any || !tensor.empty();
+          zero = zero && std::ranges::all_of(tensor, [](T x) { return x == 0; });
+        },
+        norm);
+    return any && zero;
+  }
+
   /// s [n] of candidates `key` [n×d] with these scores of the metric [n] and features [n×search_features]; −∞ where
   /// the metric says so or a number is missing. `logits` [n], if wanted, gets a. O(n d) and what the attention takes.
   void scores(std::span<const T> state, MatrixView<const T> key, std::span<const T> metric,
@@ -191,6 +204,7 @@ class SearchLayer {
   /// p_j = z_j e^(s_j/(unit τ))/Σ. Without any that can be weighed the state stays. `saved`, if not null, is filled.
   void update(std::span<const T> state, MatrixView<const T> key, std::span<const T> s, std::span<const T> z,
               std::span<T> out, Saved* saved, Workspace& ws) const {
+    if (saved == nullptr && keeps_state()) return void(std::ranges::copy(state, out.begin()));
     auto frame = ws.frame();
     const Index d = key.cols();
     const auto row = [&](Matrix<T> Saved::*kept) {
