@@ -351,7 +351,9 @@ class HierarchicalWalk {
 
   HierarchicalWalk(const Score& score, const graph::HnswLayers<T>& layers, std::span<const Layer> gnn,
                    const SearchConfig& config)
-      : score_(score), layers_(layers), gnn_(gnn), config_(config), seen_(SeenFeatures::of(gnn)) {}
+      : score_(score), layers_(layers), gnn_(gnn), config_(config), seen_(SeenFeatures::of(gnn)) {
+    by_metric_ = std::ranges::all_of(gnn, [](const Layer& layer) { return layer.by_metric() && layer.keeps_state(); });
+  }
 
   /// Searches for a query, writes row i of `result` and the state, and fills trace and record where they are not null.
   /// Not inlined: the same code for any executor.
@@ -367,7 +369,8 @@ class HierarchicalWalk {
     const graph::HnswParameters& parameters = layers_.parameters();
     const Index most = std::max({Index(1), parameters.max_links, parameters.max_links_0});
     const Index beam = std::min(config_.beam, layers_.nodes()), room = beam * (most + 1) + 1, d = layers_.dim();
-    const CandidateBlock<T> block(frame, room, d, !gnn_.empty()), spare(frame, beam, d, !gnn_.empty());
+    const bool more = !by_metric(record);
+    const CandidateBlock<T> block(frame, room, d, more), spare(frame, beam, d, more);
     Way way{{score_, query, record != nullptr ? SeenFeatures{} : seen_},
             query,
             filter,
@@ -408,10 +411,9 @@ class HierarchicalWalk {
     Index evaluations;
   };
 
-  // Whether the learned score of a level is the metric, so that nothing else need be known of its candidates. Above
-  // level 0 the state does.
-  [[nodiscard]] bool by_metric(const Way& way, Index l) const {
-    return gnn_.empty() || (l == 0 && way.record == nullptr && gnn_.back().by_metric());
+  // Whether the metric is all that need be known of candidates; a way to learn from wants to know the rest.
+  [[nodiscard]] bool by_metric(const SearchRecord<T>* record) const {
+    return gnn_.empty() || (record == nullptr && by_metric_);
   }
 
   // What there is to know of candidates first … first+count−1 of the block, nodes of level l: metric, keys, features.
@@ -423,7 +425,7 @@ class HierarchicalWalk {
     std::ranges::transform(nodes, chosen.begin(), [&](Node node) { return layers_.level(l).nodes[node]; });
     neighbor_scores(requested(score_), way.query, layers_.vectors(), std::span<const Node>(chosen), metric, way.ws);
     way.evaluations += count;
-    if (by_metric(way, l)) return;
+    if (by_metric(way.record)) return;
     const MatrixView<T> key = way.block.key.rows(first, count);
     for (Index j = 0; j < count; ++j)
       std::ranges::copy(layers_.vectors().row(Index(chosen[std::size_t(j)])), key.row(j).begin());
@@ -436,7 +438,7 @@ class HierarchicalWalk {
   void learn(Way& way, Index l, Index count, Index in_beam) const {
     const CandidateBlock<T>& block = way.block;
     const auto n = std::size_t(count);
-    if (by_metric(way, l)) {
+    if (by_metric(way.record)) {
       constexpr T lowest = -std::numeric_limits<T>::infinity();
       std::transform(block.metric.begin(), block.metric.begin() + count, block.learned.begin(),
                      [](T m) { return std::isnan(m) ? lowest : m; });
@@ -477,7 +479,7 @@ class HierarchicalWalk {
       Node& node = way.block.node[std::size_t(b)];
       if (way.trace != nullptr) way.trace->push_back({l, Index(level.nodes[node]), way.block.learned[std::size_t(b)]});
       node = level.below[node];
-      if (has_second<Score> && !gnn_.empty())
+      if (has_second<Score> && !by_metric(way.record))
         way.block.features(b, 1) *= layer_of(gnn_, l)->second_unit / layer_of(gnn_, l - 1)->second_unit;
     }
   }
@@ -510,7 +512,7 @@ class HierarchicalWalk {
     order_best<T>(block.learned.first(n), order.first(n), kept);
     bool moved = false;
     for (Index b = 0; b < kept; ++b) moved = moved || order[std::size_t(b)] >= way.beam;
-    if (!gnn_.empty()) take_in(way, l, count, order.first(std::size_t(kept)));
+    if (!by_metric(way.record)) take_in(way, l, count, order.first(std::size_t(kept)));
     for (Index b = 0; b < kept; ++b) way.spare.copy(b, block, order[std::size_t(b)]);
     for (Index b = 0; b < kept; ++b) block.copy(b, way.spare, b);
     way.beam = kept;
@@ -570,6 +572,7 @@ class HierarchicalWalk {
   std::span<const Layer> gnn_;
   const SearchConfig& config_;
   const SeenFeatures seen_;
+  bool by_metric_ = false;  // nothing was learned but when to end
 };
 
 }  // namespace detail
