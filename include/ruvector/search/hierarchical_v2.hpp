@@ -99,7 +99,9 @@ void hierarchical_forward_v2(const Score& score, MatrixView<const detail::Scalar
                              Workspace& workspace, E&& executor = Serial{}) {
   using T = detail::ScalarOfScore<Score>;
   const std::span<const std::remove_const_t<Layer>> gnn(gnn_layers);
-  const Index last_id = layers.nodes() == 0 ? -1 : *std::ranges::max_element(layers.ids());
+  // Filters alone want to know how many ids there are, and looking takes as long as a search.
+  const bool filtered = !config.filters.empty() && layers.nodes() > 0;
+  const Index last_id = filtered ? *std::ranges::max_element(layers.ids()) : -1;
   detail::check_search(queries, layers.nodes() > 0 ? layers.dim() : queries.cols(), gnn, config, last_id + 1);
   if (config.softmax) throw_config_error("hierarchical_forward_v2: softmax over an index", "false", 1);
   detail::KeptOfResult<T> kept(result, config, queries.rows(), queries.cols());
