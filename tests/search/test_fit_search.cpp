@@ -80,7 +80,7 @@ TEST_CASE("fit_search: gradients of all that is learned, through all steps", "[s
     search::detail::SearchLoss<SquaredDistance<double>, Layer<double>> loss(score, queries, layers, targets, config,
                                                                             model, 1);
     typename decltype(loss)::Scratch scratch;
-    loss.walk(0, scratch, workspace);
+    loss.walk(0, scratch, Rng(3), workspace);
     REQUIRE(scratch.record.steps.size() == std::size_t(n < 10 ? 1 : scratch.record.steps.size()));
     auto gradient = zeros_like(model);
     (void)loss.loss(model, 0, scratch, Rng(7), gradient, workspace, true);
@@ -219,7 +219,7 @@ TEST_CASE("fit_search: a target that no way leads to is no reason to go on", "[s
   const auto gradient_of = [&](const SearchTargets& targets, std::vector<graph::HnswNode>& seen) {
     const Loss loss(p.score, p.queries.view().rows(0, 1), p.layers, targets, p.config, model, 1);
     typename Loss::Scratch scratch;
-    loss.walk(0, scratch, workspace);
+    loss.walk(0, scratch, Rng(3), workspace);
     seen.assign(scratch.record.node.begin() + scratch.record.steps.back().first, scratch.record.node.end());
     auto gradient = zeros_like(model);
     (void)loss.loss(model, 0, scratch, Rng(7), gradient, workspace);
@@ -241,12 +241,35 @@ TEST_CASE("fit_search: a target that no way leads to is no reason to go on", "[s
   CHECK(gradient_of(targets, seen) != expected);
 }
 
+TEST_CASE("fit_search: ways can be drawn, to see others than the best", "[search][hierarchical]") {
+  Problem p;
+  const Model<double> model = p.start().training.model;
+  using Loss = search::detail::SearchLoss<SquaredDistance<double>, Layer<double>>;
+  Workspace workspace;
+  const auto way = [&](double exploration, std::uint64_t seed) {
+    p.config.exploration = exploration;
+    const Loss loss(p.score, p.queries, p.layers, p.targets, p.config, model, 1);
+    typename Loss::Scratch scratch;
+    loss.walk(3, scratch, Rng(seed), workspace);
+    return scratch.record.node;
+  };
+  const auto best = way(0, 1);
+  CHECK(way(1e-12, 1) == best);
+  CHECK(way(1, 1) != best);
+  CHECK(way(1, 1) == way(1, 1));
+  CHECK(way(1, 1) != way(1, 2));
+  p.config.exploration = -1;
+  State state = p.start();
+  CHECK_THROWS_AS(p.fit(state), ConfigError);
+}
+
 // Promises P-15, P-20.
 TEST_CASE("fit_search: the same bits on two threads, and after a stop", "[search][hierarchical]") {
   Problem p;
   p.config.fit.epochs = 1;
   p.config.search.ef = 12;
   p.config.rank = 1;
+  p.config.exploration = 0.3;
   State whole = p.start(), again = p.start();
   std::optional<State> saved;
   (void)p.fit(whole, Serial{}, {.checkpoint = [&](const State& state) {

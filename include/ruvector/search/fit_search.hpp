@@ -92,6 +92,7 @@ inline void check_fit_search(const FitSearchConfig& config) {
   at_least("fit_search: rank_temperature", config.rank_temperature, least, "> 0");
   at_least("fit_search: route_temperature", config.route_temperature, least, "> 0");
   at_least("fit_search: worth", config.worth, least, "> 0");
+  at_least("fit_search: exploration", config.exploration, 0, "finite and >= 0");
   at_least("fit_search: end_temperature", config.end_temperature, least, "> 0");
   at_least("fit_search: beam_temperature", config.beam_temperature, least, "> 0");
   if (!config.search.filters.empty())
@@ -143,7 +144,8 @@ void check_separable(const Layer& layer, std::span<const T> query, MatrixView<co
 ///
 /// Ways are those of the model itself as it was when the round began, `state.policy` (DAgger: Ross et al. 2011), up to
 /// where plain search would end; the first round's are those of plain search, where training starts untrained. They are
-/// walked anew for each sample, not kept.
+/// walked anew for each sample, not kept. With `exploration` T each step is drawn from softmax(s/T) instead, by Gumbel
+/// noise, so that other ways are seen, too.
 ///
 /// Runs on train::fit: progress, stop, resuming, checkpoints and the same bits for any number of workers are its. An
 /// epoch's patience ends a round. Throws ConfigError, ShapeError before anything changes; ConfigError, too, for an

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "ruvector/core/error.hpp"
+#include "ruvector/core/random.hpp"
 #include "ruvector/core/real.hpp"
 #include "ruvector/core/view.hpp"
 #include "ruvector/core/workspace.hpp"
@@ -109,6 +110,9 @@ struct SearchRecord {
     Index candidate;  // of level 0, or −1: the search ended
     Index seen;       // candidates of level 0 that were known then
   };
+
+  T exploration = 0;  // Gumbel noise on the scores that the way goes by, in units of the layer: it is drawn by softmax
+  Rng rng{0};         // for it
 
   std::vector<Step> steps;  // the last is that of level 0
   std::vector<Expansion> expansions;
@@ -455,7 +459,11 @@ class HierarchicalWalk {
     layer.scores(way.state, block.key.rows(0, count), block.metric.first(n), block.features.rows(0, count),
                  block.learned.first(n), {}, way.ws);
     if (layer.gain != 0) way.evaluations += count;
-    if (way.record != nullptr) way.record->add(block, count);
+    if (way.record == nullptr) return;
+    way.record->add(block, count);
+    if (way.record->exploration > 0)
+      for (T& s : block.learned.first(n))
+        s -= layer.unit * way.record->exploration * T(std::log(-std::log(way.record->rng.uniform())));
   }
 
   // On level l: the beam goes to the best of its nodes and their neighbours until it stays. Leaves it with the numbers

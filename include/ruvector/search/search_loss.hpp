@@ -61,6 +61,7 @@ struct FitSearchConfig {
   double route = 1;               ///< weight of the routing loss, ≥ 0
   double end = 1;                 ///< weight of the loss of ending, ≥ 0
   double worth = 300;             ///< so many comparisons in vain cost as much as a target that was missed, > 0
+  double exploration = 0;         ///< temperature by which ways are drawn, in units of the layer; 0: the best, ≥ 0
   double rank_temperature = 1;    ///< of its softmax, in units of the layer
   double route_temperature = 1;   ///< the same of routing
   double end_temperature = 0.02;  ///< the same of ending
@@ -104,15 +105,18 @@ class SearchLoss {
     train::LossSum sum;
     Scratch& scratch = scratch_[std::size_t(context.worker)];
     for (const Index i : samples) {
-      walk(i, scratch, context.workspace);
-      sum.sum += loss(model, i, scratch, context.rng.split(std::uint64_t(i)), gradient, context.workspace);
+      const Rng rng = context.rng.split(std::uint64_t(i));
+      walk(i, scratch, rng.split(1), context.workspace);
+      sum.sum += loss(model, i, scratch, rng, gradient, context.workspace);
       sum.weight += 1;
     }
     return sum;
   }
 
   /// Sends query i on the way of the policy.
-  [[gnu::noinline]] void walk(Index i, Scratch& scratch, Workspace& ws) const {
+  [[gnu::noinline]] void walk(Index i, Scratch& scratch, const Rng& rng, Workspace& ws) const {
+    scratch.record.exploration = T(config_.exploration);
+    scratch.record.rng = rng;
     auto frame = ws.frame();
     const std::span<T> state = frame.template span<T>(queries_.cols());
     scratch.result.resize(1, std::max(Index(1), config_.search.k));
