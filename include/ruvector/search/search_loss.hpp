@@ -434,7 +434,7 @@ class SearchLoss {
       for (; seen < expansion.seen; ++seen) {
         const Node node = record.node[std::size_t(step.first + seen)];
         const T m = metric[std::size_t(seen)];
-        const auto left = std::size_t(std::ranges::remove(missing, node).begin() - missing.begin());
+        const auto left = std::size_t(std::remove(missing.begin(), missing.end(), node) - missing.begin());
         met = met || left < missing.size();
         missing = missing.first(left);
         frontier.add({m, m, node, seen}, !std::isnan(m) && (layers_.deleted().empty() || layers_.deleted()[node] == 0));
