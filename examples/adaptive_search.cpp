@@ -482,7 +482,7 @@ void report(const Problem& problem, const Adaptive& adaptive, const Options& opt
       r.p95.push_back(quantile(0.95));
       r.p99.push_back(quantile(0.99));
       Times times;
-      const bool timed = s == 0 && (arm == "single" || arm == "router");
+      const bool timed = arm == "single" || arm == "router";
       if (timed)
         times = arm == "single" ? times_of_single(problem, runs[s], mix, workspace)
                                 : times_of_router(problem, adaptive, runs[s], mix, workspace);
@@ -490,7 +490,7 @@ void report(const Problem& problem, const Adaptive& adaptive, const Options& opt
       write_row(options, target, arm, s + 1, r.cost.back(), r.p50.back(), r.p95.back(), r.p99.back(), r.gap.back(),
                 timed ? &times : nullptr, mix, usage);
       if (!timed) continue;
-      std::printf("%s at %.2f: ns a query p50 %.0f, p95 %.0f, p99 %.0f", arm.c_str(), target,
+      std::printf("%s at %.2f, seed %d: ns a query p50 %.0f, p95 %.0f, p99 %.0f", arm.c_str(), target, int(s) + 1,
                   mix.quantile(0.5, times.low, times.high), mix.quantile(0.95, times.low, times.high),
                   mix.quantile(0.99, times.low, times.high));
       if (arm == "router") std::printf("; choosing and repeating the warm-up %.0f", times.overhead);
