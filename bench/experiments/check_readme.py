@@ -88,7 +88,7 @@ class Trained(Value):
     def text(self, table, row, cell):
         values = list(self.read(table, row).values())
         if len(values) > 1:
-            return super().text(table, row, cell.removesuffix(self.unit)) + self.unit
+            return super().text(table, row, cell.removesuffix(self.unit)).replace("-", "−") + self.unit
         decimals = len(cell.removesuffix(self.unit).partition(".")[2])
         return f"{values[0]:.{decimals}f}{self.unit}"
 
@@ -181,12 +181,6 @@ TABLES = [
             "d = 64: Poincaré, negatives, far pairs": trained("poincare", dim=64),
             "d = 64: Lorentz, negatives, far pairs": trained("lorentz", dim=64),
             "d = 64: dual, negatives, far pairs": trained("dual", dim=64),
-            "inner product, seed 1: the end": trained("inner", seed=1),
-            "the end and the order, by features": trained("inner", seed=1, search="features"),
-            "the end and the order, by features and attention": trained("inner", seed=1, search="attention"),
-            "Lorentz, seed 1: the end": trained("lorentz", seed=1),
-            "Lorentz: the end and the order, by features": trained("lorentz", seed=1, search="features"),
-            "Lorentz: by features and attention": trained("lorentz", seed=1, search="attention"),
         },
         [Trained("r_ann_10"), Trained("r_e2e_10"), Trained("distances"), Trained("saved", " %")],
     ),
