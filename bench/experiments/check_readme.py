@@ -185,6 +185,18 @@ TABLES = [
         [Trained("r_ann_10"), Trained("r_e2e_10"), Trained("distances"), Trained("saved", " %")],
     ),
     Table(
+        ("coordinates", "training graphs"),
+        "graph_positions.csv",
+        {
+            "none": {"positions": "none"},
+            "random": {"positions": "random"},
+            "random walks": {"positions": "rwpe"},
+            "hops to landmarks": {"positions": "landmark"},
+            "spectral": {"positions": "spectral"},
+        },
+        [Value(name, coordinates=5, epochs=100) for name in ("train_rmse", "test_rmse")],
+    ),
+    Table(
         ("forward and backward", "weights kept, MiB"),
         "attention_memory.csv",
         {

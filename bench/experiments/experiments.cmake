@@ -4,8 +4,8 @@
 # versions of the experiments, the tests labelled `experiments`, which fail where a figure leaves its interval: minutes.
 # Included where those tests are made.
 
-set(programs adaptive_search ann_benchmarks attention_memory continual dictionary_lookup hierarchical_retrieval supersense
-    wordnet_search)
+set(programs adaptive_search ann_benchmarks attention_memory continual dictionary_lookup graph_positions
+    hierarchical_retrieval supersense wordnet_search)
 foreach(name IN LISTS programs)
   if(NOT TARGET ${name})
     list(REMOVE_ITEM programs ${name})

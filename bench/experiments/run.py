@@ -284,6 +284,20 @@ EXPERIMENTS = [
             ),
         ),
     ),
+    Experiment(
+        "R1",
+        "Small worlds (Watts & Strogatz): hops to a marked node, over the most in the graph; RMSE on other graphs",
+        "graph_positions",
+        "graph_positions.csv",
+        arms(positions=("none", "random", "rwpe", "landmark", "spectral")),
+        (1, 2, 3),
+        ("train_rmse", "test_rmse"),
+        ("--epochs", "100"),
+        {"epochs": 100, "coordinates": 5},
+        15,
+        published={("none",): "0.065 (their graphs and scale)", ("spectral",): "0.038 (m = 5; 42 % less)"},
+        source="Reid et al. 2025, arXiv 2509.22259",
+    ),
 ]
 
 
