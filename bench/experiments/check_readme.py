@@ -197,6 +197,16 @@ TABLES = [
         [Value(name, coordinates=5, epochs=100) for name in ("train_rmse", "test_rmse")],
     ),
     Table(
+        ("Fashion-MNIST", "recall@10"),
+        "ann_benchmarks.csv",
+        {f"M = {links}, ef = {ef}": {"links": links, "ef": ef} for links, ef in ((8, 20), (16, 20), (16, 40), (32, 80))},
+        [
+            One("recall_at_10", "{:.4f}", at_once=1, program="ruvector"),
+            One("queries_per_second", "{:.0f}", at_once=1, program="ruvector"),
+            One("queries_per_second", "{:.0f}", at_once=1, program="hnswlib"),
+        ],
+    ),
+    Table(
         ("forward and backward", "weights kept, MiB"),
         "attention_memory.csv",
         {
