@@ -431,8 +431,8 @@ void train_searches(const Options& o, const Relevance& relevance, const Score& s
   Rng rng = Rng(o.seed).split(5);
   Workspace workspace;
   search::SearchModel<Layer> ending;
-  for (int l = 0; l < 2; ++l)
-    ending.layers.push_back({{.dim = layers.dim(), .unit = spread_of_best(score, layers, others)}, {}, rng});
+  const double unit = spread_of_best(score, layers, others);
+  for (int l = 0; l < 2; ++l) ending.layers.push_back({{.dim = layers.dim(), .unit = unit}, {}, rng});
   const auto targets = search::nearest_targets(score, others, layers, 10, workspace, threads);
   for (const Search kind : {Search::ending, Search::features, Search::attention}) {
     const bool order = kind != Search::ending;

@@ -105,23 +105,22 @@ struct DistanceModel {
     const Index n = features.rows(), d = embedding.weight.rows();
     const Positions at{positions, positions};
     saved.blocks.resize(blocks.size());
-    Matrix<float> x(n, d);
-    embedding.forward(features, x.view(), ws);
+    for (Saved::OfBlock& s : saved.blocks)
+      for (Matrix<float>* kept : {&s.x, &s.normed, &s.middle, &s.mlp_normed}) set_shape(*kept, n, d);
+    for (Matrix<float>* kept : {&saved.x, &saved.normed}) set_shape(*kept, n, d);
+    embedding.forward(features, (blocks.empty() ? saved.x : saved.blocks[0].x).view(), ws);
     for (std::size_t b = 0; b < blocks.size(); ++b) {
       Saved::OfBlock& s = saved.blocks[b];
-      s.x = x;
-      s.normed = s.middle = s.mlp_normed = Matrix<float>(n, d);
+      const MatrixView<float> next = (b + 1 < blocks.size() ? saved.blocks[b + 1].x : saved.x).view();
       blocks[b].attention_norm.forward(s.x, s.normed.view(), ws);
       blocks[b].attention.forward({s.normed, s.normed, s.normed}, at, {s.middle.view()}, s.attention, ws);
       add(s.x, s.middle.view());
       blocks[b].mlp_norm.forward(s.middle, s.mlp_normed.view(), ws);
-      blocks[b].mlp.forward(s.mlp_normed, x.view(), ws);
-      add(s.middle, x.view());
+      blocks[b].mlp.forward(s.mlp_normed, next, ws);
+      add(s.middle, next);
     }
-    saved.normed = Matrix<float>(n, d);
-    norm.forward(x, saved.normed.view(), ws);
+    norm.forward(saved.x, saved.normed.view(), ws);
     readout.forward(saved.normed, y, ws);
-    saved.x = std::move(x);
   }
 
   /// Given d_y = ∂L/∂y [n×1], adds to grad.
@@ -129,19 +128,23 @@ struct DistanceModel {
                 MatrixView<const float> d_y, DistanceModel& grad, Workspace& ws) const {
     const Index n = features.rows(), d = embedding.weight.rows();
     const Positions at{positions, positions};
-    Matrix<float> d_normed(n, d), d_x(n, d);
-    readout.backward(saved.normed, d_y, d_normed.view(), grad.readout, ws);
-    norm.backward(saved.x, d_normed, d_x.view(), grad.norm, ws);
+    auto frame = ws.frame();
+    const auto zeros = [](MatrixView<float> matrix) {
+      std::fill_n(matrix.data(), matrix.size(), 0.0f);
+      return matrix;
+    };
+    const auto d_x = zeros(frame.matrix<float>(n, d)), d_normed = frame.matrix<float>(n, d);
+    readout.backward(saved.normed, d_y, zeros(d_normed), grad.readout, ws);
+    norm.backward(saved.x, d_normed, d_x, grad.norm, ws);
     for (std::size_t b = blocks.size(); b-- > 0;) {
       const Saved::OfBlock& s = saved.blocks[b];
-      Matrix<float> d_middle = d_x, d_mlp(n, d), d_attention(n, d);
-      blocks[b].mlp.backward(s.mlp_normed, d_x, d_mlp.view(), grad.blocks[b].mlp, ws);
-      blocks[b].mlp_norm.backward(s.middle, d_mlp, d_middle.view(), grad.blocks[b].mlp_norm, ws);
-      d_x = d_middle;
-      const auto all = d_attention.view();
-      blocks[b].attention.backward({s.normed, s.normed, s.normed}, at, s.attention, {.value = d_middle},
-                                   {.query = all, .key = all, .value = all}, {}, grad.blocks[b].attention, ws);
-      blocks[b].attention_norm.backward(s.x, d_attention, d_x.view(), grad.blocks[b].attention_norm, ws);
+      blocks[b].mlp.backward(s.mlp_normed, d_x, zeros(d_normed), grad.blocks[b].mlp, ws);
+      blocks[b].mlp_norm.backward(s.middle, d_normed, d_x, grad.blocks[b].mlp_norm, ws);
+      zeros(d_normed);
+      blocks[b].attention.backward({s.normed, s.normed, s.normed}, at, s.attention, {.value = d_x},
+                                   {.query = d_normed, .key = d_normed, .value = d_normed}, {},
+                                   grad.blocks[b].attention, ws);
+      blocks[b].attention_norm.backward(s.x, d_normed, d_x, grad.blocks[b].attention_norm, ws);
     }
     embedding.backward(features, d_x, {}, grad.embedding, ws);
   }

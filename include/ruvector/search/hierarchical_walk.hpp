@@ -355,9 +355,13 @@ class HierarchicalWalk {
 
   HierarchicalWalk(const Score& score, const graph::HnswLayers<T>& layers, std::span<const Layer> gnn,
                    const SearchConfig& config)
-      : score_(score), layers_(layers), gnn_(gnn), config_(config), seen_(SeenFeatures::of(gnn)) {
-    by_metric_ = std::ranges::all_of(gnn, [](const Layer& layer) { return layer.by_metric() && layer.keeps_state(); });
-  }
+      : score_(score),
+        layers_(layers),
+        gnn_(gnn),
+        config_(config),
+        seen_(SeenFeatures::of(gnn)),
+        by_metric_(
+            std::ranges::all_of(gnn, [](const Layer& layer) { return layer.by_metric() && layer.keeps_state(); })) {}
 
   /// Searches for a query, writes row i of `result` and the state, and fills trace and record where they are not null.
   /// Not inlined: the same code for any executor.
@@ -417,7 +421,7 @@ class HierarchicalWalk {
 
   // Whether the metric is all that need be known of candidates; a way to learn from wants to know the rest.
   [[nodiscard]] bool by_metric(const SearchRecord<T>* record) const {
-    return gnn_.empty() || (record == nullptr && by_metric_);
+    return by_metric_ && (record == nullptr || gnn_.empty());
   }
 
   // What there is to know of candidates first … first+count−1 of the block, nodes of level l: metric, keys, features.
@@ -580,7 +584,7 @@ class HierarchicalWalk {
   std::span<const Layer> gnn_;
   const SearchConfig& config_;
   const SeenFeatures seen_;
-  bool by_metric_ = false;  // nothing was learned but when to end
+  const bool by_metric_;  // nothing was learned but when to end
 };
 
 }  // namespace detail

@@ -209,10 +209,10 @@ class SearchLayer {
     const Index d = key.cols();
     const auto row = [&](Matrix<T> Saved::*kept) {
       if (saved == nullptr) return frame.template matrix<T>(1, d);
-      if ((saved->*kept).cols() != d) saved->*kept = Matrix<T>(1, d);
+      set_shape(saved->*kept, 1, d);
       return (saved->*kept).view();
     };
-    if (saved != nullptr && saved->weights.size() != Index(s.size())) saved->weights = Vector<T>(Index(s.size()));
+    if (saved != nullptr) set_shape(saved->weights, Index(s.size()));
     const std::span<T> p = saved == nullptr ? frame.template span<T>(Index(s.size())) : saved->weights.span();
     const MatrixView<T> message = row(&Saved::message), states = row(&Saved::states);
     const MatrixView<const T> past(state.data(), 1, d);

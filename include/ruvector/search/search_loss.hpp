@@ -439,15 +439,16 @@ class SearchLoss {
         missing = missing.first(left);
         frontier.add({m, m, node, seen}, !std::isnan(m) && (layers_.deleted().empty() || layers_.deleted()[node] == 0));
       }
+      const bool going = config_.route > 0 && !missing.empty();  // where to is a question
       std::size_t count = 0;
       T open = lowest;
       for (Index j = 0; j < seen; ++j) {
         if (expanded[std::size_t(j)] != 0) continue;
-        choices[count++] = {scaled(model, 0, s[std::size_t(j)]), step.first + j, false};
+        if (going) choices[count++] = {scaled(model, 0, s[std::size_t(j)]), step.first + j, false};
         if (metric[std::size_t(j)] > open) open = metric[std::size_t(j)];
       }
       if (expansion.candidate >= 0) expanded[std::size_t(expansion.candidate)] = 1;
-      if (config_.route > 0 && !missing.empty()) {
+      if (going) {
         if (met) count_hops(0, missing, queue, hop);
         met = false;
         add_way(choices.first(count), record, hop, 0, model, d, way);
