@@ -75,7 +75,8 @@ struct GatV2Config {
 /// Two forms. *Dense*: an AttentionInput, whose rows of `query` are targets and rows of `key` sources. The mean is over
 /// x_l of the rows of `value`, as wide as the keys: give the keys again for GATv2 as published (they are then projected
 /// once). *Graph*: the nodes of a CsrView, each projected once, on any executor. Both need memory for the projections,
-/// (m + n) H C numbers and twice that for gradients, and for one row of logits a worker, never for edges × H × C.
+/// (m + n) H C numbers, and for one row of logits a worker, never for edges × H × C. Backward takes n H C numbers more
+/// for a graph, on several workers (m + n) H C, and 2 n H C for a dense input.
 ///
 /// A target without edges, or whose keys are all hidden, gets residual + b alone, and sends no gradient but to them.
 /// Sums over edges are chains in the order of the edges; every result has the same bits for any number of workers.
@@ -344,6 +345,7 @@ class GatV2 {
   template <class P>
   struct Packed {
     detail::GatV2Pass<T, P> pass;
+    MatrixView<T> key, query;                     // those of the pass, to be written over by their gradients
     MatrixView<T> source, target;                 // [width × source_dim], [width × target_dim]
     std::span<const T> source_bias, target_bias;  // [width] or empty
 
@@ -415,14 +417,16 @@ class GatV2 {
 
   template <class P, Executor E>
   void project_ends(const Ends& ends, Packed<P>& packed, Workspace::Frame& frame, Workspace& ws, E& executor) const {
-    auto& pass = packed.pass;
-    pass.key = project(ends.key, packed.source, packed.source_bias, frame, ws, executor);
-    pass.value = same(ends.key, ends.value)
-                     ? pass.key
-                     : project(ends.value, packed.source, packed.source_bias, frame, ws, executor);
-    pass.query = config_.share_weights && same(ends.key, ends.query)
-                     ? pass.key
-                     : project(ends.query, packed.target, packed.target_bias, frame, ws, executor);
+    const auto from_source = [&](MatrixView<const T> x) {
+      return project(x, packed.source, packed.source_bias, frame, ws, executor);
+    };
+    packed.key = from_source(ends.key);
+    packed.query = config_.share_weights && same(ends.key, ends.query)
+                       ? packed.key
+                       : project(ends.query, packed.target, packed.target_bias, frame, ws, executor);
+    packed.pass.key = packed.key;
+    packed.pass.value = same(ends.key, ends.value) ? packed.key : from_source(ends.value);
+    packed.pass.query = packed.query;
   }
 
   // --- Forward. ---
@@ -596,56 +600,55 @@ class GatV2 {
     pass.dropout = config_.dropout;
     pass.dropout_key = saved.dropout_key;
 
-    const bool scatter = executor.concurrency() == 1;
-    const MatrixView<T> d_query = frame.matrix<T>(m, width), d_key = frame.matrix<T>(n, width);
+    // One worker sends gradients to targets and sources in one pass, after which nobody asks for x_r[i]: x̄_r takes its
+    // place. Several make a second pass over the sources, for which they keep x_r and G; there x̄_l takes that of x_l.
+    const bool scatter = executor.concurrency() == 1, apart = packed.query.data() != packed.key.data();
+    const MatrixView<T> d_key = !scatter && apart ? packed.key : frame.matrix<T>(n, width);
     const MatrixView<T> d_value = P::keys_are_values ? d_key : frame.matrix<T>(n, width);
-    const MatrixView<T> g = frame.matrix<T>(m, width);
-    pack_heads(d_out.value, pass.layout, g, frame);
-    const Gradients<P> to{saved,
-                          g,
-                          d_out.log_sum_exp,
-                          d_query,
-                          scatter ? d_key : MatrixView<T>(),
-                          scatter ? d_value : MatrixView<T>(),
-                          d_bias,
-                          d_features,
-                          scatter ? MatrixView<T>() : frame.matrix<T>(m, pass.layout.slots())};
+    const MatrixView<T> g = frame.matrix<T>(scatter ? 0 : m, width);
+    Gradients<P> to{.saved = saved,
+                    .d_log_sum_exp = d_out.log_sum_exp,
+                    .d_query = {},
+                    .d_key = scatter ? d_key : MatrixView<T>(),
+                    .d_value = scatter ? d_value : MatrixView<T>(),
+                    .d_bias = d_bias,
+                    .d_features = d_features,
+                    .delta = scatter ? MatrixView<T>() : frame.matrix<T>(m, pass.layout.slots())};
     if (scatter) {
       std::fill_n(d_key.data(), d_key.size(), T(0));
       std::fill_n(d_value.data(), d_value.size(), T(0));
     }
-    add_targets(pass, to, grad, ws, executor);
+    {
+      auto scope = ws.frame();
+      to.d_query = scatter && apart ? packed.query : scope.template matrix<T>(m, width);
+      add_targets(pass, d_out.value, g, to, grad, ws, executor);
+      add_projection(ends.query, to.d_query, packed.target, ends.d_query, pass.layout,
+                     config_.share_weights ? grad.source : grad.target, ws, executor);
+      to.d_query = {};
+    }
     if constexpr (P::keys_are_values)
-      if (!scatter) add_sources(pass, to, d_key, ws, executor);
+      if (!scatter) add_sources(pass, g, to, d_key, ws, executor);
 
     add_projection(ends.key, d_key, packed.source, ends.d_key, pass.layout, grad.source, ws, executor);
     if (!P::keys_are_values)
       add_projection(ends.value, d_value, packed.source, ends.d_value, pass.layout, grad.source, ws, executor);
-    add_projection(ends.query, d_query, packed.target, ends.d_query, pass.layout,
-                   config_.share_weights ? grad.source : grad.target, ws, executor);
     add_residual(ends.query, d_out.value, ends.d_query, grad, ws, executor);
   }
 
-  // G: the gradient of the output, a share for each head, in packed columns.
-  void pack_heads(MatrixView<const T> d_out, const detail::HeadLayout<T>& layout, MatrixView<T> g,
-                  Workspace::Frame& frame) const {
+  // G of a target: the gradient of its output, a share for each head, in packed columns. `heads`: scratch.
+  void pack_heads(std::span<const T> d_out, const detail::HeadLayout<T>& layout, T* heads, T* packed) const {
     const Index c = config_.channels;
-    const std::span<T> heads = frame.span<T>(config_.concat ? 0 : config_.heads * c);
-    for (Index i = 0; i < d_out.rows(); ++i) {
-      const T* row = d_out.row(i).data();
-      if (!config_.concat) {
-        for (Index h = 0; h < config_.heads; ++h)
-          for (Index k = 0; k < c; ++k) heads[std::size_t(h * c + k)] = row[k] / T(config_.heads);
-        row = heads.data();
-      }
-      layout.pack(row, g.row(i).data());
-    }
+    if (config_.concat) return layout.pack(d_out.data(), packed);
+    for (Index h = 0; h < config_.heads; ++h)
+      for (Index k = 0; k < c; ++k) heads[h * c + k] = d_out[std::size_t(k)] / T(config_.heads);
+    layout.pack(heads, packed);
   }
 
-  // Everything but the gradients of sources, target by target; adds those of a and W_e.
+  // Everything but the gradients of sources, target by target; adds those of a and W_e. Writes the rows of g [m×width],
+  // or keeps none of them where it is empty.
   template <class P, Executor E>
-  void add_targets(const detail::GatV2Pass<T, P>& pass, const Gradients<P>& to, GatV2& grad, Workspace& ws,
-                   E& executor) const {
+  void add_targets(const detail::GatV2Pass<T, P>& pass, MatrixView<const T> d_out, MatrixView<T> g,
+                   const Gradients<P>& to, GatV2& grad, Workspace& ws, E& executor) const {
     auto frame = ws.frame();
     const Index width = pass.layout.width(), e = config_.edge_dim, most = pass.pairs.most_neighbors();
     const std::array sums{frame.span<T>(width), frame.span<T>(checked_size("GatV2: edge gradient", e, width))};
@@ -656,8 +659,12 @@ class GatV2 {
           for (const std::span<T> part : parts) std::ranges::fill(part, T(0));
           auto scope = own.frame();
           const Scratch<P> scratch(scope, pass, most, true);
-          for (Index i = first; i < last; ++i)
-            pass.backward_target(i, scratch, to, parts[0].data(), MatrixView<T>(parts[1].data(), e, width));
+          const std::span<T> own_g = scope.template span<T>(g.empty() ? width : 0);
+          for (Index i = first; i < last; ++i) {
+            T* packed = g.empty() ? own_g.data() : g.row(i).data();
+            pack_heads(d_out.row(i), pass.layout, scratch.heads, packed);
+            pass.backward_target(i, packed, scratch, to, parts[0].data(), MatrixView<T>(parts[1].data(), e, width));
+          }
         },
         executor);
     const Index columns = config_.heads * config_.channels;
@@ -672,8 +679,8 @@ class GatV2 {
 
   // The gradients of sources, source by source: the edges sorted by source, then in the order of the targets.
   template <class P, Executor E>
-  void add_sources(const detail::GatV2Pass<T, P>& pass, const Gradients<P>& to, MatrixView<T> d_key, Workspace& ws,
-                   E& executor) const {
+  void add_sources(const detail::GatV2Pass<T, P>& pass, MatrixView<const T> g, const Gradients<P>& to,
+                   MatrixView<T> d_key, Workspace& ws, E& executor) const {
     auto frame = ws.frame();
     const P& pairs = pass.pairs;
     const Index n = pairs.sources();
@@ -695,7 +702,7 @@ class GatV2 {
           const Scratch<P> scratch(scope, pass, detail::neighbors_at_once, true);
           for (Index j = first; j < first + count; ++j) {
             const auto begin = std::size_t(next[std::size_t(j)]), end = std::size_t(next[std::size_t(j) + 1]);
-            pass.backward_source(j, sorted.subspan(begin, end - begin), scratch, to, d_key);
+            pass.backward_source(j, sorted.subspan(begin, end - begin), g, scratch, to, d_key);
           }
         },
         executor);

@@ -470,7 +470,7 @@ class GatV2Pass {
     T* dots;                             ///< the same, for the backward pass
     MatrixView<T> edges, d_edges;        ///< [neighbors_at_once × group width]
     MatrixView<T> features, d_features;  ///< [neighbors_at_once × edge_dim]
-    T* row;                              ///< [width], and the same
+    T* row;                              ///< [width]: what a node gets, or its gradient
     T* heads;                            ///< [heads·channels], head after head
 
     Scratch(Workspace::Frame& frame, const GatV2Pass& pass, Index most, bool backward) {
@@ -556,34 +556,34 @@ class GatV2Pass {
   /// Gradients that a backward pass adds up; packed columns.
   struct Gradients {
     const SavedGatV2<T>& saved;
-    MatrixView<const T> d_out;         ///< G [m×width]
     std::span<const T> d_log_sum_exp;  ///< [m], or empty
-    MatrixView<T> d_query;             ///< [m×width], written
+    MatrixView<T> d_query;             ///< [m×width], written; the queries themselves, if no `backward_source` follows
     MatrixView<T> d_key, d_value;      ///< [n×width]: added to; or empty: left to `backward_source`
     MatrixView<T> d_bias;              ///< as in AttentionGradient
     MatrixView<T> d_features;          ///< of edges, added to; or empty
     MatrixView<T> delta;               ///< [m×slots], Σ α dα − d_lse; or empty: not wanted
   };
 
-  /// Adds what target i has to say: to everything in `to`, to d_attention [width] and d_edge [edge_dim×width].
-  void backward_target(Index i, const Scratch& scratch, const Gradients& to, T* d_attention,
+  /// Adds what target i has to say, given its G [width]: to everything in `to`, to d_attention [width] and d_edge
+  /// [edge_dim×width].
+  void backward_target(Index i, const T* d_out, const Scratch& scratch, const Gradients& to, T* d_attention,
                        MatrixView<T> d_edge) const {
     const std::span<const Neighbor> all = neighbors(i, scratch);
-    std::ranges::fill(to.d_query.row(i), T(0));
+    std::fill_n(scratch.row, layout.width(), T(0));
     for (Index group = 0; group < layout.groups; ++group) {
       const Index offset = group * layout.group_width();
       (void)write_logits(i, group, all, scratch);
-      differentiate_target(i, group, all, scratch, to);
+      differentiate_target(i, group, all, d_out + offset, scratch, to);
       for_chunks(all, [&](std::span<const Neighbor> chunk, Index first) {
         if (all.size() > chunk.size()) project_edges(chunk, group, scratch);
         const TargetGradients<T> gradients{query.row(i).data() + offset,
                                            attention + offset,
-                                           to.d_out.row(i).data() + offset,
+                                           d_out + offset,
                                            scratch.dots + first * width,
                                            scratch.logits + first * width,
                                            slope,
                                            edge_in_value,
-                                           to.d_query.row(i).data() + offset,
+                                           scratch.row + offset,
                                            d_attention + offset,
                                            columns(to.d_key, group),
                                            columns(to.d_value, group),
@@ -596,16 +596,17 @@ class GatV2Pass {
         });
         if (with_edges()) add_edge_gradients(chunk, group, scratch, to.d_features, d_edge);
       });
-      T* d_query = to.d_query.row(i).data() + offset;
-      for (Index c = 0; c < layout.group_width(); c += width)
-        simd::store(d_query + c, simd::load(d_query + c) * simd::load(attention + offset + c));
+      T* d_query = to.d_query.row(i).data();
+      for (Index c = offset; c < offset + layout.group_width(); c += width)
+        simd::store(d_query + c, simd::load(scratch.row + c) * simd::load(attention + c));
     }
   }
 
   /// d_key.row(j) = what its edges say to source j, in the order of its targets: the same bits as by `backward_target`.
-  void backward_source(Index j, std::span<const Neighbor> targets, const Scratch& scratch, const Gradients& to,
-                       MatrixView<T> d_key) const {
-    std::ranges::fill(d_key.row(j), T(0));
+  /// d_out: G of all targets [m×width]. d_key may be the keys.
+  void backward_source(Index j, std::span<const Neighbor> targets, MatrixView<const T> d_out, const Scratch& scratch,
+                       const Gradients& to, MatrixView<T> d_key) const {
+    std::fill_n(scratch.row, layout.width(), T(0));
     for (Index group = 0; group < layout.groups; ++group) {
       const Index offset = group * layout.group_width();
       const T* own = key.row(j).data() + offset;
@@ -613,10 +614,10 @@ class GatV2Pass {
         project_edges(chunk, group, scratch);
         const auto from = rows_of(chunk, query, group, scratch);
         logits_of(from, own - offset, group, scratch.logits);
-        const auto d_out = rows_of(chunk, to.d_out, group, scratch);
+        const auto values = rows_of(chunk, d_out, group, scratch);
         with_flag(with_edges() && edge_in_value, [&](auto edges) {
           for_panels<T>(layout.group_width(), [&](auto vectors, Index column) {
-            add_dots<vectors(), false, edges()>(d_out, column, own, scratch.dots);
+            add_dots<vectors(), false, edges()>(values, column, own, scratch.dots);
           });
         });
         for (Index k = 0; k < Index(chunk.size()); ++k) {
@@ -631,12 +632,13 @@ class GatV2Pass {
         }
         with_flag(with_edges(), [&](auto edges) {
           for_panels<T>(layout.group_width(), [&](auto vectors, Index column) {
-            add_source_gradients<vectors(), edges()>(from, column, own, attention + offset, d_out.rows, scratch.dots,
-                                                     scratch.logits, slope, d_key.row(j).data() + offset);
+            add_source_gradients<vectors(), edges()>(from, column, own, attention + offset, values.rows, scratch.dots,
+                                                     scratch.logits, slope, scratch.row + offset);
           });
         });
       });
     }
+    std::copy_n(scratch.row, layout.width(), d_key.row(j).data());
   }
 
  private:
@@ -707,9 +709,9 @@ class GatV2Pass {
   }
 
   // From logits: scratch.logits = α (with dropout), scratch.dots = dℓ = α (dα − Σ α dα + d_lse), dα = G·v.
-  void differentiate_target(Index i, Index group, std::span<const Neighbor> all, const Scratch& scratch,
+  // d_out: G in the columns of the group.
+  void differentiate_target(Index i, Index group, std::span<const Neighbor> all, const T* d_out, const Scratch& scratch,
                             const Gradients& to) const {
-    const T* d_out = to.d_out.row(i).data() + group * layout.group_width();
     for_chunks(all, [&](std::span<const Neighbor> chunk, Index first) {
       if (edge_in_value && all.size() > chunk.size()) project_edges(chunk, group, scratch);
       const auto from = rows_of(chunk, value, group, scratch);
