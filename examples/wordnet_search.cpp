@@ -4,7 +4,8 @@
 //
 //   wordnet_search --demo                                         the mammals in four spaces, and a picture
 //   wordnet_search --root dog --query poodle                      a subtree of your choice
-//   wordnet_search --dim 10 --lr 1 --batch 50 --save nouns.npy    all 82,115 nouns (minutes)
+//   wordnet_search --dim 10 --lr 10 --batch 50 --save nouns.npy   all 82,115 nouns (minutes)
+//   wordnet_search --root dog --held-out 0.1                      a tenth of the pairs is not learned, but predicted
 
 #include "support/disk_picture.hpp"
 #include "support/embedding_files.hpp"
@@ -55,6 +56,7 @@ struct Options {
   Index dim = 5, epochs = 300, batch = 10, negatives = 50, burn_in = 20;
   std::optional<double> learning_rate;
   std::optional<int> power;
+  double held_out = 0;
   Index threads = 1;
   std::uint64_t seed = 1;
   std::string svg, csv, save, load;
@@ -137,7 +139,9 @@ Embedding train(const Options& options, Model model, Index dim, const Hierarchy&
     Embedding result{.model = model, .dim = dim, .points = {}, .quality = {}, .config = config};
     result.points = initial_points(manifold, hierarchy.size(), dim, Rng(config.seed).split(~0u));
 
-    HierarchyTrainer trainer(manifold, hierarchy, config);
+    Hierarchy known = hierarchy;
+    const Adjacency held_out = hold_out(known, options.held_out, Rng(config.seed).split(~0u - 1));
+    HierarchyTrainer trainer(manifold, known, config);
     std::stop_source stop;
     Index pairs = 0;
     {
@@ -154,7 +158,8 @@ Embedding train(const Options& options, Model model, Index dim, const Hierarchy&
     std::fprintf(stderr, "%s: %.1f s, %.0f pairs/s, %.1f million (pair, negative) evaluations/s%s\n",
                  title(model, dim).c_str(), result.seconds, rate, rate * static_cast<double>(config.negatives) / 1e6,
                  result.interrupted ? ", stopped early" : "");
-    result.quality = reconstruct(manifold, hierarchy, result.points, threads);
+    const Adjacency& ranked = options.held_out > 0 ? held_out : hierarchy.ancestors;
+    result.quality = reconstruct(manifold, hierarchy, ranked, result.points, threads);
     return result;
   });
 }
@@ -174,12 +179,14 @@ void write_csv(const Options& options, const Embedding& e) {
   if (options.csv.empty() || e.interrupted) return;
   const auto name = std::find_if(models.begin(), models.end(), [&](const auto& m) { return m.second == e.model; });
   char line[256];
-  std::snprintf(line, sizeof line, "%s,%d,%llu,%d,%g,%d,%d,%.6g,%.6g,%.6g,%.3f", name->first.c_str(),
+  std::snprintf(line, sizeof line, "%s,%d,%llu,%d,%d,%g,%d,%d,%g,%.6g,%.6g,%.6g,%.3f", name->first.c_str(),
                 static_cast<int>(e.dim), static_cast<unsigned long long>(options.seed),
-                static_cast<int>(options.epochs), e.config.sgd.learning_rate, e.config.squared_distance ? 2 : 1,
-                static_cast<int>(options.threads), e.quality.mean_rank, e.quality.mean_average_precision,
-                e.quality.recall_at_10, e.seconds);
-  append_csv(options.csv, "model,dim,seed,epochs,learning_rate,power,threads,mean_rank,map,recall_at_10,seconds", line);
+                static_cast<int>(options.epochs), static_cast<int>(options.batch), e.config.sgd.learning_rate,
+                e.config.squared_distance ? 2 : 1, static_cast<int>(options.threads), options.held_out,
+                e.quality.mean_rank, e.quality.mean_average_precision, e.quality.recall_at_10, e.seconds);
+  append_csv(options.csv,
+             "model,dim,seed,epochs,batch,learning_rate,power,threads,held_out,mean_rank,map,recall_at_10,seconds",
+             line);
 }
 
 /// The first words of a synset: "dog, domestic dog".
@@ -359,6 +366,10 @@ void add_options(CLI::App& app, Options& o) {
   app.add_option("--burn-in", o.burn_in, "first epochs, at 1/100 of the learning rate")
       ->check(CLI::Range(0, 1 << 20))
       ->capture_default_str();
+  app.add_option("--held-out", o.held_out,
+                 "share of the (concept, ancestor) pairs that is not learned: the figures are theirs")
+      ->check(CLI::Range(0.0, 0.9))
+      ->capture_default_str();
   app.add_option("--threads", o.threads, "threads; the result is the same for any number")
       ->check(CLI::Range(1, 1024))
       ->capture_default_str();
@@ -385,6 +396,8 @@ int main(int argc, char** argv) {
     if (options.quick && !options.demo) throw CLI::ValidationError("--quick", "goes with --demo");
     if (!options.svg.empty() && !options.demo && (options.model != Model::poincare || options.dim != 2))
       throw CLI::ValidationError("--svg", "needs --model poincare --dim 2");
+    if (options.held_out > 0 && (options.demo || !options.load.empty()))
+      throw CLI::ValidationError("--held-out", "is for training, and not for --demo");
     std::signal(SIGINT, handle_interrupt);
     return options.demo ? demo(options) : run(options);
   } catch (const CLI::ParseError& error) {

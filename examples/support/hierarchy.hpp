@@ -4,6 +4,7 @@
 #include "wordnet.hpp"
 
 #include <ruvector/core/error.hpp>
+#include <ruvector/core/random.hpp>
 
 #include <algorithm>
 #include <cstdint>
@@ -121,6 +122,23 @@ namespace detail {
   for (Index i = 0; i < result.size(); ++i)
     result.ancestors.append(detail::reachable(static_cast<std::int32_t>(i), result.parents));
   return result;
+}
+
+/// Takes a share of the (node, ancestor) pairs out of the hierarchy, at random, and returns them; each node keeps one
+/// pair at least. The parents stay.
+[[nodiscard]] inline Adjacency hold_out(Hierarchy& hierarchy, double share, ruvector::Rng rng) {
+  Adjacency rest, held_out;
+  std::vector<std::int32_t> kept, taken;
+  for (Index i = 0; i < hierarchy.size(); ++i) {
+    kept.clear();
+    taken.clear();
+    for (const std::int32_t v : hierarchy.ancestors[i]) (rng.uniform() < share ? taken : kept).push_back(v);
+    if (kept.empty()) std::swap(kept, taken);
+    rest.append(kept);
+    held_out.append(taken);
+  }
+  hierarchy.ancestors = std::move(rest);
+  return held_out;
 }
 
 }  // namespace examples

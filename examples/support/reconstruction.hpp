@@ -17,21 +17,23 @@
 
 namespace examples {
 
-/// How well distances tell the ancestors of a node from all other nodes.
+/// How well distances tell the ancestors of a node, or some of them, from the nodes that are none.
 struct Reconstruction {
   double mean_rank = 0;               ///< of an ancestor among the nodes that are none, 1 is best; mean over the pairs
-  double mean_average_precision = 0;  ///< mean over the nodes that have ancestors
+  double mean_average_precision = 0;  ///< mean over the nodes that have such ancestors
   double recall_at_10 = 0;            ///< |ten nearest ∩ ancestors| / min(10, ancestors), mean over those nodes
 };
 
 namespace detail {
 
-/// One node. `distance` [n] is to all nodes; `distance[node]` and those of ancestors are overwritten.
-[[nodiscard]] inline Reconstruction rank_ancestors(Index node, std::span<const std::int32_t> ancestors,
-                                                   std::span<double> distance, std::vector<double>& near) {
+/// One node, of whose ancestors some are ranked. `distance` [n] is to all nodes; `distance[node]` and those of
+/// ancestors are overwritten.
+[[nodiscard]] inline Reconstruction rank_ancestors(Index node, std::span<const std::int32_t> ranked,
+                                                   std::span<const std::int32_t> ancestors, std::span<double> distance,
+                                                   std::vector<double>& near) {
   using Limits = std::numeric_limits<double>;
   near.clear();
-  for (const std::int32_t v : ancestors) {
+  for (const std::int32_t v : ranked) {
     const double d = distance[static_cast<std::size_t>(v)];
     near.push_back(std::isnan(d) ? Limits::infinity() : d);
   }
@@ -60,10 +62,11 @@ namespace detail {
 
 }  // namespace detail
 
-/// Ranks, for each node of the hierarchy, all others by their distance. `points` are [n×columns] of `manifold`.
-/// O(n² columns) time, O(n) memory a thread. The same bits for any number of threads.
+/// Ranks, for each node of the hierarchy, those of its ancestors that `ranked` lists among the nodes that are none, by
+/// their distance. `points` are [n×columns] of `manifold`. O(n² columns) time, O(n) memory a thread. The same bits for
+/// any number of threads.
 template <ruvector::geometry::Manifold M, ruvector::Executor E>
-[[nodiscard]] Reconstruction reconstruct(const M& manifold, const Hierarchy& hierarchy,
+[[nodiscard]] Reconstruction reconstruct(const M& manifold, const Hierarchy& hierarchy, const Adjacency& ranked,
                                          ruvector::MatrixView<const double> points, E& executor) {
   const Index n = hierarchy.size();
   ruvector::Matrix<double> columns(points.cols(), n);
@@ -76,12 +79,12 @@ template <ruvector::geometry::Manifold M, ruvector::Executor E>
   std::vector<Worker> workers(static_cast<std::size_t>(executor.concurrency()));
   std::vector<Reconstruction> results(static_cast<std::size_t>(n));
   executor.parallel_for(n, [&](Index u, Index w) {
-    if (hierarchy.ancestors[u].empty()) return;
+    if (ranked[u].empty()) return;
     Worker& worker = workers[static_cast<std::size_t>(w)];
     worker.distance.resize(static_cast<std::size_t>(n));
     manifold.distances(points.row(u), columns, std::span(worker.distance));
     results[static_cast<std::size_t>(u)] =
-        detail::rank_ancestors(u, hierarchy.ancestors[u], worker.distance, worker.near);
+        detail::rank_ancestors(u, ranked[u], hierarchy.ancestors[u], worker.distance, worker.near);
   });
 
   Reconstruction mean;
@@ -91,12 +94,19 @@ template <ruvector::geometry::Manifold M, ruvector::Executor E>
     mean.mean_rank += one.mean_rank;
     mean.mean_average_precision += one.mean_average_precision;
     mean.recall_at_10 += one.recall_at_10;
-    nodes += !hierarchy.ancestors[u].empty();
+    nodes += !ranked[u].empty();
   }
-  mean.mean_rank /= static_cast<double>(hierarchy.pairs());
+  mean.mean_rank /= static_cast<double>(ranked.target.size());
   mean.mean_average_precision /= nodes;
   mean.recall_at_10 /= nodes;
   return mean;
+}
+
+/// The same for all ancestors.
+template <ruvector::geometry::Manifold M, ruvector::Executor E>
+[[nodiscard]] Reconstruction reconstruct(const M& manifold, const Hierarchy& hierarchy,
+                                         ruvector::MatrixView<const double> points, E& executor) {
+  return reconstruct(manifold, hierarchy, hierarchy.ancestors, points, executor);
 }
 
 }  // namespace examples

@@ -20,12 +20,15 @@
 namespace test_hierarchy_training {
 namespace {
 
+using examples::Adjacency;
+using examples::hold_out;
 using examples::Hierarchy;
 using examples::HierarchyTrainer;
 using examples::Reconstruction;
 using examples::TrainingConfig;
 using ruvector::Index;
 using ruvector::Matrix;
+using ruvector::Rng;
 
 constexpr std::uint64_t seed = 7;
 
@@ -171,6 +174,46 @@ TEST_CASE("reconstruction: ranks count rivals only, and ties count against the e
   CHECK(r.mean_rank > 1.5);
   r = ranks(nan, nan, nan, nan);
   CHECK(r.mean_rank == Approx((3 + 2 + 2) / 3.0).epsilon(1e-15));
+}
+
+TEST_CASE("reconstruction: of some ancestors, the others are no rivals", "[examples]") {
+  Hierarchy hierarchy;  // as above
+  hierarchy.synset = {0, 1, 2, 3};
+  const std::vector<std::int32_t> none, zero{0}, both{0, 1};
+  for (const auto* list : {&none, &zero, &both, &none}) hierarchy.ancestors.append(*list);
+  Adjacency ranked;
+  for (const auto* list : {&none, &none, &zero, &none}) ranked.append(*list);
+  Matrix<double> points(4, 1);
+  points(0, 0) = 0, points(1, 0) = 2, points(2, 0) = 3, points(3, 0) = 5;
+  ruvector::Serial serial;
+  // of node 2 at 3: 1, an ancestor that is not ranked, is nearest; then 3, then 0
+  const Reconstruction r = reconstruct(ruvector::geometry::Euclidean<double>(), hierarchy, ranked, points, serial);
+  CHECK(r.mean_rank == 2.0);
+  CHECK(r.mean_average_precision == 0.5);
+  CHECK(r.recall_at_10 == 1.0);
+}
+
+TEST_CASE("hold_out: takes that share of the pairs, and leaves each node one", "[examples]") {
+  Hierarchy hierarchy;
+  std::vector<std::int32_t> above;
+  for (std::int32_t i = 0; i < 200; ++i) {  // a chain
+    hierarchy.synset.push_back(i);
+    hierarchy.ancestors.append(above);
+    above.push_back(i);
+  }
+  const Hierarchy all = hierarchy;
+  const Adjacency held_out = hold_out(hierarchy, 0.2, Rng(1));
+  CHECK(std::abs(double(held_out.target.size()) / double(all.pairs()) - 0.2) < 0.01);  // standard deviation: 0.003
+  for (Index i = 0; i < all.size(); ++i) {
+    std::vector<std::int32_t> both(hierarchy.ancestors[i].begin(), hierarchy.ancestors[i].end());
+    CHECK(both.empty() == (i == 0));
+    both.insert(both.end(), held_out[i].begin(), held_out[i].end());
+    std::sort(both.begin(), both.end());
+    CHECK(std::ranges::equal(both, all.ancestors[i]));
+  }
+  Hierarchy whole = all;
+  CHECK(hold_out(whole, 0, Rng(1)).target.empty());
+  CHECK(whole.ancestors.target == all.ancestors.target);
 }
 
 }  // namespace
