@@ -6,6 +6,8 @@
 //   supersense --edges typed                        one model: which relation an edge is
 //   supersense --edges none --features none         the same without it, and without the definitions
 //   supersense --all --csv runs.csv --svg runs.svg  five ways to know edges × two splits × five seeds
+//   supersense --attention dot --positions spectral  dot products instead, with rotary positions of the nodes
+//   (GraphRoPE)
 //
 // The model: a learned vector a word, summed by tf-idf; two layers of messages along the edges, of GATv2 attention
 // (RuvectorLayerV2::with_edge_featured); a linear classifier. It learns from mini-batches of labelled nouns with up to
@@ -58,6 +60,8 @@ using ruvector::ThreadPool;
 const std::vector<std::string> edge_names{"none", "scalar", "typed", "shuffled", "directed"};  // as EdgeInfo
 const std::vector<std::string> node_names{"glosses", "lemmas", "labels", "none"};              // as NodeInfo
 const std::vector<std::string> split_names{"random", "subtree"};
+const std::vector<std::string> position_names{"none", "random", "rwpe", "landmark", "spectral"};  // as PositionInfo
+constexpr Index coordinates = 8;
 
 template <class Enum>
 Enum named(const std::vector<std::string>& names, const std::string& name) {
@@ -86,6 +90,7 @@ constexpr std::array<Recipe, 5> chosen{{trials[1], trials[5], trials[1], trials[
 struct Options {
   std::string wordnet = "/usr/share/wordnet", root;
   std::string edges = "typed", split = "random", features = "glosses", csv, svg, checkpoint;
+  std::string attention = "gatv2", positions = "none";
   double labels = 0.1;
   std::optional<double> learning_rate, dropout;
   std::optional<bool> edge_in_value;
@@ -94,7 +99,8 @@ struct Options {
   bool all = false, tune = false, quick = false;
 
   [[nodiscard]] Recipe recipe() const {
-    const Recipe& best = chosen[static_cast<std::size_t>(named<EdgeInfo>(edge_names, edges))];
+    const EdgeInfo info = attention == "dot" ? EdgeInfo::none : named<EdgeInfo>(edge_names, edges);
+    const Recipe& best = chosen[static_cast<std::size_t>(info)];
     return {learning_rate.value_or(best.learning_rate), dropout.value_or(best.dropout),
             edge_in_value.value_or(best.edge_in_value)};
   }
@@ -109,17 +115,18 @@ struct Run {
 };
 
 constexpr const char* csv_header =
-    "root,edges,split,features,labels,seed,dim,heads,epochs,batch,fan_out,learning_rate,dropout,edge_in_value,"
+    "root,edges,split,features,attention,positions,labels,seed,dim,heads,epochs,batch,fan_out,learning_rate,dropout,"
+    "edge_in_value,"
     "validation,test,seconds,curve";
 
 /// All that the result depends on: the start of the line in the CSV file.
 std::string key_of(const Options& o) {
   char text[256];
   const Recipe recipe = o.recipe();
-  std::snprintf(text, sizeof text, "%s,%s,%s,%s,%g,%llu,%d,%d,%d,%d,%d,%g,%g,%d,", o.root.c_str(), o.edges.c_str(),
-                o.split.c_str(), o.features.c_str(), o.labels, static_cast<unsigned long long>(o.seed), int(o.dim),
-                int(o.heads), int(o.epochs), int(o.batch), int(o.fan_out), recipe.learning_rate, recipe.dropout,
-                int(recipe.edge_in_value));
+  std::snprintf(text, sizeof text, "%s,%s,%s,%s,%s,%s,%g,%llu,%d,%d,%d,%d,%d,%g,%g,%d,", o.root.c_str(),
+                o.edges.c_str(), o.split.c_str(), o.features.c_str(), o.attention.c_str(), o.positions.c_str(),
+                o.labels, static_cast<unsigned long long>(o.seed), int(o.dim), int(o.heads), int(o.epochs),
+                int(o.batch), int(o.fan_out), recipe.learning_rate, recipe.dropout, int(recipe.edge_in_value));
   return text;
 }
 
@@ -171,9 +178,12 @@ struct Training {
 Training start(const Options& o, const SupersenseProblem& problem, const Rng& rng) {
   const Recipe recipe = o.recipe();
   Rng init = rng.split(2);
-  const SupersenseModel model(
-      {.dim = o.dim, .heads = o.heads, .dropout = recipe.dropout, .edge_in_value = recipe.edge_in_value},
-      problem.nodes.vocabulary, init);
+  const SupersenseModel model({.dim = o.dim,
+                               .heads = o.heads,
+                               .dropout = recipe.dropout,
+                               .edge_in_value = recipe.edge_in_value,
+                               .coordinates = o.attention == "dot" ? coordinates : 0},
+                              problem.nodes.vocabulary, init);
   const Index steps = (static_cast<Index>(problem.split.training.size()) - 1) / o.batch + 1;
   return {{model, train::Adam(model, {.learning_rate = recipe.learning_rate}), rng.split(3),
            train::WarmupCosine{.warm_up = steps, .total = steps * o.epochs}},
@@ -233,8 +243,12 @@ bool finish(const Options& o, const SupersenseProblem& problem, Training& traini
 /// Trains a model and judges it. `look_at_test`: not while hyper-parameters are chosen.
 Run run_one(const Options& o, const SupersenseGraph& data, bool look_at_test) {
   const Rng rng(o.seed);
-  const SupersenseProblem problem(data, named<NodeInfo>(node_names, o.features), named<EdgeInfo>(edge_names, o.edges),
-                                  o.split == "subtree", o.labels, rng);
+  const SupersenseProblem problem(
+      data, named<NodeInfo>(node_names, o.features),
+      o.attention == "dot"
+          ? relative_positions(data, named<PositionInfo>(position_names, o.positions), coordinates, rng.split(1))
+          : edge_features(data, named<EdgeInfo>(edge_names, o.edges), rng.split(1)),
+      o.split == "subtree", o.labels, rng);
   Training training = start(o, problem, rng);
   resume(o.checkpoint, key_of(o), training);
   ThreadPool threads(o.threads);
@@ -417,6 +431,15 @@ void add_options(CLI::App& app, Options& o) {
                  "what nodes know: definition and words, words, the class of those that are learned from, nothing")
       ->check(CLI::IsMember(node_names))
       ->capture_default_str();
+  app.add_option("--attention", o.attention,
+                 "gatv2: sees the features of edges; dot: products of queries and keys that rotary positions turn")
+      ->check(CLI::IsMember({"gatv2", "dot"}))
+      ->capture_default_str();
+  app.add_option("--positions", o.positions,
+                 "coordinates of the nodes, for dot: none, random numbers, chances to return of random walks, hops to "
+                 "landmarks, eigenvectors of the Laplacian")
+      ->check(CLI::IsMember(position_names))
+      ->capture_default_str();
   app.add_option("--labels", o.labels, "share of the nodes that is learned from")
       ->check(CLI::Range(0.0, 0.7))
       ->capture_default_str();
@@ -460,6 +483,8 @@ int main(int argc, char** argv) {
   add_options(app, options);
   try {
     app.parse(argc, argv);
+    if (options.attention == "dot" ? options.edges != "none" : options.positions != "none")
+      throw CLI::ValidationError("--attention", "dot goes with --edges none, gatv2 with --positions none");
     handle_interrupts();
     const auto database = wordnet::read(options.wordnet, "noun");
     if (options.quick) return quick(options, database);

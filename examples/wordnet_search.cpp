@@ -56,7 +56,7 @@ struct Options {
   Index dim = 5, epochs = 300, batch = 10, negatives = 50, burn_in = 20;
   std::optional<double> learning_rate;
   std::optional<int> power;
-  double held_out = 0;
+  double last_factor = 1, held_out = 0;
   Index threads = 1;
   std::uint64_t seed = 1;
   std::string svg, csv, save, load;
@@ -114,6 +114,7 @@ TrainingConfig recipe(const Options& options, Model model, Index dim) {
                         .batch = options.batch,
                         .negatives = options.negatives,
                         .burn_in = options.burn_in,
+                        .last_factor = options.last_factor,
                         .seed = options.seed};
   config.sgd.learning_rate = options.learning_rate.value_or(model == Model::euclidean ? 1.0 : 0.3);
   config.sgd.exponential_map = model == Model::lorentz;  // Nickel & Kiela 2018
@@ -179,14 +180,16 @@ void write_csv(const Options& options, const Embedding& e) {
   if (options.csv.empty() || e.interrupted) return;
   const auto name = std::find_if(models.begin(), models.end(), [&](const auto& m) { return m.second == e.model; });
   char line[256];
-  std::snprintf(line, sizeof line, "%s,%d,%llu,%d,%d,%g,%d,%d,%g,%.6g,%.6g,%.6g,%.3f", name->first.c_str(),
+  std::snprintf(line, sizeof line, "%s,%d,%llu,%d,%d,%g,%g,%d,%d,%g,%.6g,%.6g,%.6g,%.3f", name->first.c_str(),
                 static_cast<int>(e.dim), static_cast<unsigned long long>(options.seed),
                 static_cast<int>(options.epochs), static_cast<int>(options.batch), e.config.sgd.learning_rate,
-                e.config.squared_distance ? 2 : 1, static_cast<int>(options.threads), options.held_out,
-                e.quality.mean_rank, e.quality.mean_average_precision, e.quality.recall_at_10, e.seconds);
-  append_csv(options.csv,
-             "model,dim,seed,epochs,batch,learning_rate,power,threads,held_out,mean_rank,map,recall_at_10,seconds",
-             line);
+                e.config.last_factor, e.config.squared_distance ? 2 : 1, static_cast<int>(options.threads),
+                options.held_out, e.quality.mean_rank, e.quality.mean_average_precision, e.quality.recall_at_10,
+                e.seconds);
+  append_csv(
+      options.csv,
+      "model,dim,seed,epochs,batch,learning_rate,last_factor,power,threads,held_out,mean_rank,map,recall_at_10,seconds",
+      line);
 }
 
 /// The first words of a synset: "dog, domestic dog".
@@ -358,6 +361,10 @@ void add_options(CLI::App& app, Options& o) {
       ->check(CLI::Validator(
           [](const std::string& text) { return std::atof(text.c_str()) > 0 ? "" : text + " is not a number above 0"; },
           "> 0"));
+  app.add_option("--last-factor", o.last_factor,
+                 "after burn-in the learning rate falls linearly, in the last epoch to this share of it")
+      ->check(CLI::Range(0.0, 1.0))
+      ->capture_default_str();
   app.add_option("--power", o.power,
                  "the loss compares distances (1) or their squares (2) (default: 1; Euclidean 2 from d = 10 on)")
       ->check(CLI::IsMember({1, 2}));

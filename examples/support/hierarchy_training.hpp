@@ -35,6 +35,7 @@ struct TrainingConfig {
   ruvector::train::RiemannianSgdConfig sgd{.learning_rate = 0.3};
   Index burn_in = 20;  ///< first epochs, at `burn_in_factor` of the rate and with frequent nodes as negatives
   double burn_in_factor = 0.01;
+  double last_factor = 1;         ///< after burn-in the rate falls linearly, in the last epoch to this share of it
   bool squared_distance = false;  ///< e = d² instead of e = d: better in Euclidean space, if it has room
   std::uint64_t seed = 1;
 };
@@ -109,7 +110,7 @@ class HierarchyTrainer {
     ruvector::ProgressReport report{.done = 0, .total = config_.epochs * hierarchy_.pairs(), .loss = 0, .seconds = 0};
     for (Index epoch = 0; epoch < config_.epochs; ++epoch) {
       const bool burn_in = epoch < config_.burn_in;
-      const double rate = config_.sgd.learning_rate * (burn_in ? config_.burn_in_factor : 1.0);
+      const double rate = config_.sgd.learning_rate * (burn_in ? config_.burn_in_factor : factor(epoch));
       Rng rng = Rng(config_.seed).split(static_cast<std::uint64_t>(epoch));
       rng.shuffle(std::span(pairs_));
       for (Index first = 0; first < hierarchy_.pairs(); first += config_.batch) {
@@ -136,6 +137,12 @@ class HierarchyTrainer {
   }
 
  private:
+  /// Of the learning rate, after burn-in.
+  [[nodiscard]] double factor(Index epoch) const {
+    const Index steps = config_.epochs - config_.burn_in - 1;
+    return steps < 1 ? 1 : 1 - (1 - config_.last_factor) * double(epoch - config_.burn_in) / double(steps);
+  }
+
   struct Pair {
     std::int32_t node, ancestor;
   };

@@ -8,6 +8,8 @@
 #include <ruvector/core/matrix.hpp>
 #include <ruvector/core/random.hpp>
 #include <ruvector/core/view.hpp>
+#include <ruvector/graph/positions.hpp>
+#include <ruvector/graph/spectral_positions.hpp>
 #include <ruvector/graph/typed_graph.hpp>
 
 #include <algorithm>
@@ -155,6 +157,41 @@ namespace detail {
   return features;
 }
 
+/// Coordinates of the nodes, for rotary positions.
+enum class PositionInfo { none, random, rwpe, landmark, spectral };
+
+/// r_j − r_i of all edges, [edges × coordinates]; zeros for none.
+[[nodiscard]] inline Matrix<float> relative_positions(const SupersenseGraph& data, PositionInfo info, Index coordinates,
+                                                      Rng rng) {
+  const auto view = data.graph.view();
+  Matrix<float> positions(data.size(), coordinates);
+  switch (info) {
+    case PositionInfo::none:
+      break;
+    case PositionInfo::random:
+      for (float& x : positions.span()) x = rng.uniform(-1.0f, 1.0f);
+      break;
+    case PositionInfo::rwpe:
+      ruvector::graph::rwpe_positions<std::int32_t, float>(view, positions.view());
+      break;
+    case PositionInfo::landmark: {
+      std::vector<std::int32_t> landmarks;
+      for (Index l = 0; l < coordinates; ++l) landmarks.push_back(static_cast<std::int32_t>(rng.below(data.size())));
+      ruvector::graph::landmark_positions<std::int32_t, float>(view, landmarks, positions.view());
+      break;
+    }
+    case PositionInfo::spectral:
+      ruvector::graph::spectral_positions<std::int32_t, float>(view, positions.view(), {.tolerance = 1e-5});
+      break;
+  }
+  Matrix<float> features(data.graph.edges(), coordinates);
+  for (Index i = 0; i < data.size(); ++i)
+    for (Index e = view.first_edge(i); e < view.first_edge(i) + view.degree(i); ++e)
+      for (Index c = 0; c < coordinates; ++c)
+        features(view.edge_id(e), c) = positions(view.targets()[static_cast<std::size_t>(e)], c) - positions(i, c);
+  return features;
+}
+
 /// Which nodes a model learns from, is chosen by, and is judged by.
 struct Split {
   std::vector<std::int32_t> training, validation, test;
@@ -226,16 +263,16 @@ struct SupersenseProblem {
   NodeInfo node_info;
   Split split;
   BagOfWords nodes;     ///< what they know
-  Matrix<float> edges;  ///< [edges × 2·relations]
+  Matrix<float> edges;  ///< of edges: edge_features or relative_positions
 
   /// Keeps a reference to `graph`.
-  SupersenseProblem(const SupersenseGraph& graph, NodeInfo about_nodes, EdgeInfo about_edges, bool whole_subtrees,
+  SupersenseProblem(const SupersenseGraph& graph, NodeInfo about_nodes, Matrix<float> about_edges, bool whole_subtrees,
                     double labels, const Rng& rng)
       : data(graph),
         node_info(about_nodes),
         split(split_nodes(graph.hierarchy, whole_subtrees, labels, rng.split(0))),
         nodes(node_features(graph, about_nodes, split.training)),
-        edges(edge_features(graph, about_edges, rng.split(1))) {}
+        edges(std::move(about_edges)) {}
 
   [[nodiscard]] Index label(std::int32_t node) const { return data.labels[static_cast<std::size_t>(node)]; }
 };

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include "relative_rope.hpp"
 #include "supersense_data.hpp"
 #include "word_bag.hpp"
 
 #include <ruvector/attention/any_attention.hpp>
+#include <ruvector/attention/graph_rope.hpp>
 #include <ruvector/core/executor.hpp>
 #include <ruvector/core/matrix.hpp>
 #include <ruvector/core/random.hpp>
@@ -35,9 +37,11 @@ struct SupersenseConfig {
   Index dim = 32, heads = 4;
   double dropout = 0.3;
   bool edge_in_value = false;
+  Index coordinates = 0;  ///< of relative positions, which are then the features of edges; 0: GATv2
 };
 
-/// A sum of word vectors → two layers of messages along the edges (GATv2) → a linear classifier.
+/// A sum of word vectors → two layers of messages along the edges (GATv2, or dot products that are turned by relative
+/// positions) → a linear classifier.
 struct SupersenseModel {
   using Scalar = float;
   using Layer = ruvector::gnn::RuvectorLayerV2<ruvector::attention::AnyAttention<float>>;
@@ -64,13 +68,22 @@ struct SupersenseModel {
 
  private:
   static Layer layer(const SupersenseConfig& config, Rng& rng) {
-    return Layer::with_edge_featured({.input = config.dim,
-                                      .hidden = config.dim,
-                                      .heads = config.heads,
-                                      .dropout = config.dropout,
-                                      .edge_dim = 2 * SupersenseGraph::relations,
-                                      .skip = ruvector::gnn::Skip::sum},
-                                     {.edge_in_value = config.edge_in_value}, rng);
+    ruvector::gnn::LayerConfig options{.input = config.dim,
+                                       .hidden = config.dim,
+                                       .heads = config.heads,
+                                       .dropout = config.dropout,
+                                       .edge_dim = 2 * SupersenseGraph::relations,
+                                       .skip = ruvector::gnn::Skip::sum};
+    if (config.coordinates == 0)
+      return Layer::with_edge_featured(options, {.edge_in_value = config.edge_in_value}, rng);
+    options.edge_dim = config.coordinates;
+    return Layer::with_heads(options,
+                             RelativeRope({.rotary_dim = config.dim / config.heads,
+                                           .coordinates = config.coordinates,
+                                           .initializer = ruvector::attention::FrequencyInitializer::normal,
+                                           .scale = 3},
+                                          rng),
+                             rng);
   }
 };
 

@@ -21,9 +21,9 @@ namespace test_hierarchy_training {
 namespace {
 
 using examples::Adjacency;
-using examples::hold_out;
 using examples::Hierarchy;
 using examples::HierarchyTrainer;
+using examples::hold_out;
 using examples::Reconstruction;
 using examples::TrainingConfig;
 using ruvector::Index;
@@ -121,6 +121,32 @@ TEST_CASE("hierarchy training: stops between two batches and keeps what is learn
   CHECK(reports == 3);
   CHECK(done == 3 * 7);
   CHECK_FALSE(std::equal(points.span().begin(), points.span().end(), untouched.span().begin()));
+}
+
+TEST_CASE("hierarchy training: the learning rate falls to the share of the last epoch", "[examples]") {
+  const ruvector::geometry::PoincareBall<double> ball;
+  const Hierarchy hierarchy = tree(40, 3);
+  ruvector::Serial serial;
+  const auto run = [&](double last_factor, Index epochs) {  // of four, one of them of burn-in
+    TrainingConfig config{.epochs = 4, .negatives = 9, .burn_in = 1, .last_factor = last_factor, .seed = seed};
+    Matrix<double> points = start(ball, hierarchy.size(), 5);
+    HierarchyTrainer trainer(ball, hierarchy, config);
+    std::stop_source stop;
+    const auto progress = [&](const ruvector::ProgressReport& report) {
+      if (report.done == epochs * hierarchy.pairs()) stop.request_stop();
+    };
+    CHECK(trainer.run(points, serial, progress, stop.get_token()) == epochs * hierarchy.pairs());
+    return points;
+  };
+  const auto same = [](const Matrix<double>& a, const Matrix<double>& b) {
+    return std::ranges::equal(a.span(), b.span());
+  };
+  // 0.01, 1, 1/2 and nothing.
+  CHECK(same(run(0, 4), run(0, 3)));
+  CHECK_FALSE(same(run(0, 3), run(0, 2)));
+  CHECK(same(run(0, 2), run(0.5, 2)));
+  CHECK_FALSE(same(run(0, 3), run(0.5, 3)));
+  CHECK_FALSE(same(run(0.5, 4), run(0.5, 3)));
 }
 
 TEST_CASE("hierarchy training: a chain, whose lowest node has no negatives, is no endless loop", "[examples]") {

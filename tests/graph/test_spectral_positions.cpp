@@ -130,10 +130,80 @@ TEST_CASE("spectral_positions: components, isolated nodes, small and large graph
     graph::spectral_positions(no_edges.view(), zero.view());
     CHECK(std::ranges::all_of(zero.span(), [](double v) { return v == 0; }));
   }
-  const CsrGraph<> large(graph::spectral_positions_limit + 1, {}, {});
-  Matrix<double> wide(large.nodes(), 2), wrong(6, 2);
-  CHECK_THROWS_AS(graph::spectral_positions(large.view(), wide.view()), ConfigError);
+  Matrix<double> wrong(6, 2);
   CHECK_THROWS_AS(graph::spectral_positions(g.view(), wrong.view()), ShapeError);
+}
+
+// What the columns must be, whoever finds them: eigenvectors of L = I − S within `tolerance`, ascending, each
+// orthogonal to those before it. Returns the eigenvalues.
+std::vector<double> check_eigenvectors(const CsrGraph<>& g, const Matrix<double>& r, double tolerance) {
+  std::vector<double> degree(std::size_t(g.nodes())), eigenvalues;
+  const auto view = g.view();
+  const auto for_ends = [&](auto f) {
+    for (Index i = 0; i < g.nodes(); ++i)
+      for (const std::int32_t j : view.neighbors(i))
+        f(std::size_t(i), std::size_t(j)), f(std::size_t(j), std::size_t(i));
+  };
+  for_ends([&](std::size_t i, std::size_t) { ++degree[i]; });
+  for (Index k = 0; k < r.cols(); ++k) {
+    std::vector<double> image(degree.size());
+    for_ends([&](std::size_t i, std::size_t j) { image[i] -= r(Index(j), k) / std::sqrt(degree[i] * degree[j]); });
+    double square = 0, product = 0, off = 0;
+    for (std::size_t i = 0; i < image.size(); ++i) {
+      const double x = r(Index(i), k);
+      image[i] += x;
+      square += x * x;
+      product += x * image[i];
+    }
+    eigenvalues.push_back(product / square);
+    for (std::size_t i = 0; i < image.size(); ++i)
+      off += std::pow(image[i] - eigenvalues.back() * r(Index(i), k), 2) / square;
+    CHECK(std::sqrt(off) <= tolerance);
+    CHECK(largest(r, k) == 1);
+    if (k > 0) CHECK(eigenvalues[std::size_t(k)] >= eigenvalues[std::size_t(k) - 1] - tolerance);
+    for (Index before = 0; before < k; ++before) {
+      double both = 0, other = 0;
+      for (Index i = 0; i < r.rows(); ++i) both += r(i, k) * r(i, before), other += r(i, before) * r(i, before);
+      CHECK(std::fabs(both) <= 1e-10 * std::sqrt(square * other));
+    }
+  }
+  return eigenvalues;
+}
+
+TEST_CASE("spectral_positions: filtered polynomials find what the dense solver finds", "[graph]") {
+  Rng rng(seed);
+  CAPTURE(seed);
+  constexpr Index nodes = 300, columns = 6;
+  const graph::SpectralConfig filtered{.dense_limit = 0, .tolerance = 1e-9};
+  // Connected; in parts, some of them single; with eigenvalues that coincide (a star of paths); nothing but pairs.
+  std::vector<Edges> all{random_graphs::connected(nodes, 60, rng), random_graphs::directed(nodes, 250, rng),
+                         Edges{nodes, {}, {}}, Edges{nodes, {}, {}}};
+  for (Index i = 1; i < nodes; ++i) all[2].add_both(i, i % 30 == 1 ? 0 : i - 1);
+  for (Index i = 0; i < nodes; i += 2) all[3].add_both(i, i + 1);
+  for (const Edges& edges : all) {
+    const CsrGraph<> g = edges.graph();
+    Matrix<double> dense(nodes, columns), r(nodes, columns);
+    graph::spectral_positions(g.view(), dense.view());
+    graph::spectral_positions(g.view(), r.view(), filtered);
+    const auto expected = check_eigenvectors(g, dense, 1e-12), found = check_eigenvectors(g, r, 1e-9);
+    for (std::size_t k = 0; k < found.size(); ++k) CHECK(std::fabs(found[k] - expected[k]) <= 1e-9);
+  }
+}
+
+TEST_CASE("spectral_positions: large graphs", "[graph]") {
+  // A path of 3,000 nodes, whose eigenvalues are known and lie close together: 1 − cos(π k/(n − 1)).
+  constexpr Index nodes = 3000, columns = 3;
+  const CsrGraph<> g = random_graphs::path(nodes).graph();
+  Matrix<double> r(nodes, columns);
+  graph::spectral_positions(g.view(), r.view());
+  const auto found = check_eigenvectors(g, r, 1e-7);
+  for (Index k = 0; k < columns; ++k)
+    CHECK(std::fabs(found[std::size_t(k)] - (1 - std::cos(std::numbers::pi * double(k + 1) / double(nodes - 1)))) <=
+          1e-9);
+  Matrix<double> untouched(nodes, 1);
+  untouched(0, 0) = 7;
+  CHECK_THROWS_AS(graph::spectral_positions(g.view(), untouched.view(), {.tolerance = 0}), ConfigError);
+  CHECK(untouched(0, 0) == 7);
 }
 
 TEST_CASE("tangent_positions: distances in the tangent space survive, the widest direction comes first", "[graph]") {

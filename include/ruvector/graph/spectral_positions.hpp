@@ -4,6 +4,7 @@
 #include "ruvector/core/eigen.hpp"
 #include "ruvector/core/error.hpp"
 #include "ruvector/core/matrix.hpp"
+#include "ruvector/core/random.hpp"
 #include "ruvector/core/real.hpp"
 #include "ruvector/core/view.hpp"
 #include "ruvector/geometry/poincare_ball.hpp"
@@ -11,6 +12,7 @@
 
 #include <Eigen/Eigenvalues>
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <span>
 #include <type_traits>
@@ -20,84 +22,190 @@
 
 namespace ruvector::inline RUVECTOR_ABI::graph {
 
-/// The most nodes that `spectral_positions` takes: its solver needs O(n²) memory and O(n³) time, about 5 s there.
-inline constexpr Index spectral_positions_limit = 2048;
-
 namespace detail {
 
-/// The edges without their direction, each half as heavy: (A + Aᵀ)/2 of the nodes that have any.
-struct UndirectedGraph {
-  std::vector<Index> place;  // of each node among those with edges, or −1
-  EigenMatrix<double> weight;
-  Index components = 0;
-
+/// S = D^(−1/2) A D^(−1/2) of the nodes that have edges; an edge counts half for each of its directions.
+class NormalizedAdjacency {
+ public:
   template <NodeId I>
-  explicit UndirectedGraph(CsrView<I> graph) : place(static_cast<std::size_t>(graph.nodes()), -1) {
-    Index count = 0;
-    for_each_edge(graph, [&](Index i, Index j) {
-      for (const Index node : {i, j})
-        if (Index& p = place[static_cast<std::size_t>(node)]; p < 0) p = count++;
-    });
-    weight.setZero(count, count);
-    std::vector<Index> parent(static_cast<std::size_t>(count));
-    for (Index i = 0; i < count; ++i) parent[static_cast<std::size_t>(i)] = i;
-    const auto root = [&](Index i) {
-      while (parent[static_cast<std::size_t>(i)] != i) {
-        Index& up = parent[static_cast<std::size_t>(i)];
-        i = up = parent[static_cast<std::size_t>(up)];
-      }
-      return i;
+  explicit NormalizedAdjacency(CsrView<I> graph) : place_(static_cast<std::size_t>(graph.nodes()), -1) {
+    const auto for_each_end = [&](auto f) {
+      for (Index i = 0; i < graph.nodes(); ++i)
+        for (const I j : graph.neighbors(i)) {
+          f(i, static_cast<Index>(j));
+          f(static_cast<Index>(j), i);
+        }
     };
-    components = count;
-    for_each_edge(graph, [&](Index i, Index j) {
-      const Index a = place[static_cast<std::size_t>(i)], b = place[static_cast<std::size_t>(j)];
-      weight(a, b) += 0.5;
-      weight(b, a) += 0.5;
-      const Index root_a = root(a), root_b = root(b);
-      if (root_a == root_b) return;
-      parent[static_cast<std::size_t>(root_a)] = root_b;
-      --components;
+    Index count = 0;
+    for_each_end([&](Index i, Index) {
+      if (Index& p = place_[static_cast<std::size_t>(i)]; p < 0) p = count++;
     });
+    first_.assign(static_cast<std::size_t>(count) + 1, 0);
+    const auto place = [&](Index i) { return static_cast<std::size_t>(place_[static_cast<std::size_t>(i)]); };
+    for_each_end([&](Index i, Index) { ++first_[place(i) + 1]; });
+    for (std::size_t p = 1; p < first_.size(); ++p) first_[p] += first_[p - 1];
+    std::vector<Index> next = first_;
+    target_.resize(static_cast<std::size_t>(first_.back()));
+    for_each_end(
+        [&](Index i, Index j) { target_[static_cast<std::size_t>(next[place(i)]++)] = static_cast<Index>(place(j)); });
+    for (Index i = 0; i < count; ++i) root_.push_back(std::sqrt(static_cast<double>(degree(i))));
+    find_components();
+  }
+
+  /// Nodes that have edges.
+  [[nodiscard]] Index size() const { return static_cast<Index>(first_.size()) - 1; }
+  /// As many eigenvalues are 1.
+  [[nodiscard]] Index components() const { return components_; }
+  /// The row of a node, or −1.
+  [[nodiscard]] Index place(Index node) const { return place_[static_cast<std::size_t>(node)]; }
+
+  /// S as a matrix.
+  [[nodiscard]] EigenMatrix<double> dense() const {
+    EigenMatrix<double> matrix = EigenMatrix<double>::Zero(size(), size());
+    for (Index i = 0; i < size(); ++i) for_each_neighbor(i, [&](Index j, double weight) { matrix(i, j) += weight; });
+    return matrix;
+  }
+
+  /// y = a S x + b y for columns that are orthogonal to the eigenvectors of eigenvalue 1, and stay so.
+  void multiply(double a, const EigenMatrix<double>& x, double b, EigenMatrix<double>& y) const {
+    Eigen::RowVectorXd sum(x.cols());
+    for (Index i = 0; i < size(); ++i) {
+      sum.setZero();
+      for_each_neighbor(i, [&](Index j, double weight) { sum += weight * x.row(j); });
+      y.row(i) = a * sum + b * y.row(i);
+    }
+    remove_trivial(y);
+  }
+  /// Makes columns orthogonal to the eigenvectors of eigenvalue 1: √d on each component.
+  void remove_trivial(EigenMatrix<double>& x) const {
+    EigenMatrix<double> share = EigenMatrix<double>::Zero(components_, x.cols());
+    for (Index i = 0; i < size(); ++i) share.row(component_of(i)) += root(i) * x.row(i);
+    for (Index c = 0; c < components_; ++c) share.row(c) /= volume_[static_cast<std::size_t>(c)];
+    for (Index i = 0; i < size(); ++i) x.row(i) -= root(i) * share.row(component_of(i));
   }
 
  private:
-  template <NodeId I, class F>
-  static void for_each_edge(CsrView<I> graph, F f) {
-    for (Index i = 0; i < graph.nodes(); ++i)
-      for (const I j : graph.neighbors(i)) f(i, static_cast<Index>(j));
+  [[nodiscard]] Index degree(Index i) const {
+    return first_[static_cast<std::size_t>(i) + 1] - first_[static_cast<std::size_t>(i)];
   }
+  [[nodiscard]] double root(Index i) const { return root_[static_cast<std::size_t>(i)]; }
+  [[nodiscard]] Index component_of(Index i) const { return component_[static_cast<std::size_t>(i)]; }
+  template <class F>
+  void for_each_neighbor(Index i, F f) const {
+    for (Index e = first_[static_cast<std::size_t>(i)]; e < first_[static_cast<std::size_t>(i) + 1]; ++e) {
+      const Index j = target_[static_cast<std::size_t>(e)];
+      f(j, 1 / (root(i) * root(j)));
+    }
+  }
+  void find_components() {
+    component_.assign(static_cast<std::size_t>(size()), -1);
+    std::vector<Index> queue;
+    for (Index start = 0; start < size(); ++start) {
+      if (component_of(start) >= 0) continue;
+      double volume = 0;
+      queue.assign(1, start);
+      component_[static_cast<std::size_t>(start)] = components_;
+      for (std::size_t k = 0; k < queue.size(); ++k) {
+        volume += static_cast<double>(degree(queue[k]));
+        for_each_neighbor(queue[k], [&](Index j, double) {
+          if (component_of(j) >= 0) return;
+          component_[static_cast<std::size_t>(j)] = components_;
+          queue.push_back(j);
+        });
+      }
+      volume_.push_back(volume);
+      ++components_;
+    }
+  }
+
+  std::vector<Index> place_;           // of each node among those with edges, or −1
+  std::vector<Index> first_, target_;  // edges to both sides, by place
+  std::vector<Index> component_;       // by place
+  std::vector<double> root_;           // √d, by place
+  std::vector<double> volume_;         // of a component: the sum of its degrees
+  Index components_ = 0;
 };
+
+/// Columns: the m eigenvectors of S with the largest eigenvalues below 1, from all of them.
+[[nodiscard]] inline EigenMatrix<double> dense_spectrum(const NormalizedAdjacency& adjacency, Index m) {
+  const Eigen::SelfAdjointEigenSolver<EigenMatrix<double>> solver(adjacency.dense());
+  RUVECTOR_ASSERT(solver.info() == Eigen::Success);
+  return solver.eigenvectors().leftCols(adjacency.size() - adjacency.components()).rightCols(m).rowwise().reverse();
+}
+
+/// The same from some vectors, which polynomials of S turn towards them: Chebyshev's, which stay within ±1 on [−1, a],
+/// a the least of the Ritz values, and grow fastest above. Until ‖S x − θ x‖ <= tolerance for all. Source: Zhou, Saad,
+/// Tiago & Chelikowsky 2006. Throws ConfigError after too many products, where eigenvalues are closer than that.
+[[nodiscard]] inline EigenMatrix<double> filtered_spectrum(const NormalizedAdjacency& adjacency, Index m,
+                                                           double tolerance) {
+  constexpr Index most_products = 20000;
+  const Index n = adjacency.size(), block = std::min(n - adjacency.components(), m + std::max(Index(4), m / 2));
+  EigenMatrix<double> x(n, block), image = EigenMatrix<double>::Zero(n, block), before;
+  Rng rng(1);
+  for (Index i = 0; i < x.size(); ++i) x.data()[i] = rng.normal();
+  adjacency.remove_trivial(x);
+  for (Index products = 0;; ++products) {
+    const Eigen::HouseholderQR<EigenMatrix<double>> qr(x);
+    x.setIdentity();
+    x.applyOnTheLeft(qr.householderQ());
+    adjacency.multiply(1, x, 0, image);
+    const EigenMatrix<double> projected = x.transpose() * image;
+    const Eigen::SelfAdjointEigenSolver<EigenMatrix<double>> ritz((projected + projected.transpose()) / 2);
+    const EigenMatrix<double> turn = ritz.eigenvectors().rowwise().reverse();
+    const Eigen::VectorXd values = ritz.eigenvalues().reverse();
+    x *= turn;
+    image *= turn;
+    const double residual = (image - x * values.asDiagonal()).leftCols(m).colwise().norm().maxCoeff();
+    if (residual <= tolerance) return x.leftCols(m);
+    if (products > most_products)
+      throw_config_error("spectral_positions: residual, for eigenvalues that are too close", "at most tolerance",
+                         residual);
+    // T_k((S − c)/e), of such a degree that it does not make all columns alike.
+    const double least = std::min(values(block - 1), 0.999999), c = (least - 1) / 2, e = (least + 1) / 2;
+    const double growth = std::acosh(std::max((values(0) - c) / e, 1 + 1e-12));
+    const auto degree = static_cast<Index>(std::clamp(14 / growth, 8.0, 400.0));
+    before = x;
+    x = (image - c * x) / e;
+    for (Index k = 1; k < degree; ++k, ++products) {
+      before *= -1;
+      // before = 2/e (S − c) x − before
+      adjacency.multiply(2 / e, x, 1, before);
+      before -= 2 * c / e * x;
+      std::swap(before, x);
+    }
+  }
+}
 
 }  // namespace detail
 
-/// The m eigenvectors of I − D^(−1/2) A D^(−1/2) with the lowest eigenvalues above 0, ascending, each scaled so that
-/// its largest |r| is 1: [n×m]. Edges count without direction, A = (A + Aᵀ)/2, duplicates by their number. Each
+/// How `spectral_positions` finds eigenvectors.
+struct SpectralConfig {
+  Index dense_limit = 2048;  ///< up to so many nodes exactly, by O(n²) memory and O(n³) time, about 5 s
+  double tolerance = 1e-7;   ///< beyond, ‖L x − λ x‖ of what is returned, ‖x‖ = 1
+};
+
+/// The m eigenvectors of L = I − D^(−1/2) A D^(−1/2) with the lowest eigenvalues above 0, ascending, each scaled so
+/// that its largest |r| is 1: [n×m]. Edges count without direction, A = (A + Aᵀ)/2, duplicates by their number. Each
 /// connected component has one eigenvalue 0, whose vector tells nothing and is left out. Nodes without edges, and
 /// columns beyond the last eigenvector, are 0. The sign of a column is arbitrary, and so is the basis where eigenvalues
-/// coincide; in training flip signs at random. Throws ShapeError, ConfigError for more than `spectral_positions_limit`
-/// nodes. O(n³). Source: Dwivedi & Bresson 2021.
+/// coincide; in training flip signs at random. Large graphs take O(m (n + edges)) a product with A, and some hundred to
+/// a thousand products, the more the closer eigenvalues are. Throws ShapeError, and ConfigError where eigenvalues are
+/// so close that 20,000 products do not tell them apart. Source: Dwivedi & Bresson 2021.
 template <NodeId I, Real T>
-void spectral_positions(CsrView<I> graph, MatrixView<T> out) {
+void spectral_positions(CsrView<I> graph, MatrixView<T> out, const SpectralConfig& config = {}) {
   check_shape("spectral_positions: rows", graph.nodes(), out.rows());
-  if (graph.nodes() > spectral_positions_limit) [[unlikely]]
-    throw_config_error("spectral_positions: nodes", "at most 2048", static_cast<double>(graph.nodes()));
+  const detail::NormalizedAdjacency adjacency(graph);
+  const Index m = std::min(out.cols(), adjacency.size() - adjacency.components());
+  EigenMatrix<double> vectors;
+  if (m > 0)
+    vectors = graph.nodes() <= config.dense_limit ? detail::dense_spectrum(adjacency, m)
+                                                  : detail::filtered_spectrum(adjacency, m, config.tolerance);
   for (Index i = 0; i < out.rows(); ++i) std::ranges::fill(out.row(i), T(0));
-  const detail::UndirectedGraph undirected(graph);
-  const Index count = undirected.weight.rows();
-  if (count == 0) return;
-  const Eigen::VectorXd inverse_root = undirected.weight.rowwise().sum().cwiseSqrt().cwiseInverse();
-  EigenMatrix<double> laplacian = EigenMatrix<double>::Identity(count, count);
-  laplacian.noalias() -= inverse_root.asDiagonal() * undirected.weight * inverse_root.asDiagonal();
-  const Eigen::SelfAdjointEigenSolver<EigenMatrix<double>> solver(laplacian);
-  RUVECTOR_ASSERT(solver.info() == Eigen::Success);
-  const EigenMatrix<double>& vectors = solver.eigenvectors();  // columns, ascending
-  for (Index k = 0; k < std::min(out.cols(), count - undirected.components); ++k) {
-    const Index column = undirected.components + k;
+  for (Index k = 0; k < m; ++k) {
     Index largest = 0;
-    vectors.col(column).cwiseAbs().maxCoeff(&largest);
+    vectors.col(k).cwiseAbs().maxCoeff(&largest);
     for (Index i = 0; i < out.rows(); ++i)
-      if (const Index p = undirected.place[static_cast<std::size_t>(i)]; p >= 0)
-        out(i, k) = static_cast<T>(vectors(p, column) / vectors(largest, column));
+      if (const Index p = adjacency.place(i); p >= 0) out(i, k) = static_cast<T>(vectors(p, k) / vectors(largest, k));
   }
 }
 
