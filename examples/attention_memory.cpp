@@ -225,7 +225,7 @@ struct GraphProblem {
     return {std::move(d_x), std::move(gradient.source.weight), std::move(gradient.edge.weight)};
   }
   [[nodiscard]] std::ptrdiff_t bytes() const {
-    return std::ptrdiff_t(sizeof(float)) * 2 * (x.span().size() + out.span().size());
+    return std::ptrdiff_t(2 * sizeof(float) * (x.span().size() + out.span().size()));
   }
 };
 
