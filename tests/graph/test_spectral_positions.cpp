@@ -175,11 +175,14 @@ TEST_CASE("spectral_positions: filtered polynomials find what the dense solver f
   CAPTURE(seed);
   constexpr Index nodes = 300, columns = 6;
   const graph::SpectralConfig filtered{.dense_limit = 0, .tolerance = 1e-9};
-  // Connected; in parts, some of them single; with eigenvalues that coincide (a star of paths); nothing but pairs.
+  // Connected; in parts, some of them single; with eigenvalues that coincide (a star of paths); nothing but pairs, with
+  // −1 alone below 1; the same and a path of four.
   std::vector<Edges> all{random_graphs::connected(nodes, 60, rng), random_graphs::directed(nodes, 250, rng),
-                         Edges{nodes, {}, {}}, Edges{nodes, {}, {}}};
+                         Edges{nodes, {}, {}}, Edges{nodes, {}, {}}, Edges{nodes, {}, {}}};
   for (Index i = 1; i < nodes; ++i) all[2].add_both(i, i % 30 == 1 ? 0 : i - 1);
-  for (Index i = 0; i < nodes; i += 2) all[3].add_both(i, i + 1);
+  for (Index i = 0; i < nodes; i += 2)
+    for (Edges* pairs : {&all[3], &all[4]}) pairs->add_both(i, i + 1);
+  all[4].add_both(1, 2);
   for (const Edges& edges : all) {
     const CsrGraph<> g = edges.graph();
     Matrix<double> dense(nodes, columns), r(nodes, columns);

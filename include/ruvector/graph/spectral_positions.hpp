@@ -66,7 +66,7 @@ class NormalizedAdjacency {
     return matrix;
   }
 
-  /// y = a S x + b y for columns that are orthogonal to the eigenvectors of eigenvalue 1, and stay so.
+  /// y = a S x + b y.
   void multiply(double a, const EigenMatrix<double>& x, double b, EigenMatrix<double>& y) const {
     Eigen::RowVectorXd sum(x.cols());
     for (Index i = 0; i < size(); ++i) {
@@ -74,7 +74,6 @@ class NormalizedAdjacency {
       for_each_neighbor(i, [&](Index j, double weight) { sum += weight * x.row(j); });
       y.row(i) = a * sum + b * y.row(i);
     }
-    remove_trivial(y);
   }
   /// Makes columns orthogonal to the eigenvectors of eigenvalue 1: √d on each component.
   void remove_trivial(EigenMatrix<double>& x) const {
@@ -143,8 +142,8 @@ class NormalizedAdjacency {
   EigenMatrix<double> x(n, block), image = EigenMatrix<double>::Zero(n, block), before;
   Rng rng(1);
   for (Index i = 0; i < x.size(); ++i) x.data()[i] = rng.normal();
-  adjacency.remove_trivial(x);
   for (Index products = 0;; ++products) {
+    adjacency.remove_trivial(x);
     const Eigen::HouseholderQR<EigenMatrix<double>> qr(x);
     x.setIdentity();
     x.applyOnTheLeft(qr.householderQ());
@@ -160,10 +159,9 @@ class NormalizedAdjacency {
     if (products > most_products)
       throw_config_error("spectral_positions: residual, for eigenvalues that are too close", "at most tolerance",
                          residual);
-    // T_k((S − c)/e), of such a degree that it does not make all columns alike.
-    const double least = std::min(values(block - 1), 0.999999), c = (least - 1) / 2, e = (least + 1) / 2;
-    const double growth = std::acosh(std::max((values(0) - c) / e, 1 + 1e-12));
-    const auto degree = static_cast<Index>(std::clamp(14 / growth, 8.0, 400.0));
+    // T_k((S − c)/e) of such a degree that even eigenvalues near 1 do not make all columns alike.
+    const double least = std::clamp(values(block - 1), -0.99, 0.999999), c = (least - 1) / 2, e = (least + 1) / 2;
+    const auto degree = static_cast<Index>(std::clamp(14 / std::acosh((1 - c) / e), 2.0, 400.0));
     before = x;
     x = (image - c * x) / e;
     for (Index k = 1; k < degree; ++k, ++products) {
@@ -171,6 +169,7 @@ class NormalizedAdjacency {
       // before = 2/e (S − c) x − before
       adjacency.multiply(2 / e, x, 1, before);
       before -= 2 * c / e * x;
+      adjacency.remove_trivial(before);  // of what rounding brought in: nothing grows faster
       std::swap(before, x);
     }
   }
