@@ -12,7 +12,7 @@ import re
 import sys
 
 from measured import between, by_seed, column, curve, interval, load, matches
-from run import CLAIMS, DIMS, MAMMALS, claims
+from run import CLAIMS, DIMS, MAMMALS, NOUNS, claims
 
 
 class Value:
@@ -138,6 +138,17 @@ TABLES = [
         [Mammals(dim) for dim in DIMS],
     ),
     Table(
+        ("WordNet's nouns", "MAP"),
+        "nouns.csv",
+        {f"{'Poincaré' if arm['model'] == 'poincare' else 'Euclid'}, d = {arm['dim']}": arm for arm in NOUNS},
+        [
+            One("map", "{:.3f}", batch=50, held_out=0),
+            One("mean_rank", "{:.2f}", batch=50, held_out=0),
+            One("epochs", "{:.0f}", batch=50, held_out=0),
+            One("seconds", "{:.0f}", 1 / 60, batch=50, held_out=0),
+        ],
+    ),
+    Table(
         ("edges", "random split"),
         "supersense.csv",
         {
@@ -146,6 +157,18 @@ TABLES = [
             "relation": {"edges": "typed"},
             "shuffled relations": {"edges": "shuffled"},
             "relation and direction": {"edges": "directed"},
+        },
+        [Value("test", split="random"), Value("test", split="subtree")],
+    ),
+    Table(
+        ("rotary positions", "random split"),
+        "supersense_positions.csv",
+        {
+            "none": {"positions": "none"},
+            "random": {"positions": "random"},
+            "random walks": {"positions": "rwpe"},
+            "hops to landmarks": {"positions": "landmark"},
+            "spectral": {"positions": "spectral"},
         },
         [Value("test", split="random"), Value("test", split="subtree")],
     ),
