@@ -104,7 +104,7 @@ NOUNS = nouns(
     ("euclidean", 5, 1, 5, 0.01, 150, 20),
     ("euclidean", 10, 1, 10, 0.01, 150, 20),
     ("euclidean", 50, 2, 5, 0.01, 30, 5),
-    ("euclidean", 200, 2, 5, 0.01, 10, 5),
+    ("euclidean", 200, 2, 5, 0.01, 15, 2),
 )
 # What was tried for them, and runs that are not the best.
 NOUNS_TRIALS = nouns(
