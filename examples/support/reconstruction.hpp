@@ -73,18 +73,27 @@ template <ruvector::geometry::Manifold M, ruvector::Executor E>
   for (Index i = 0; i < n; ++i)
     for (Index k = 0; k < points.cols(); ++k) columns(k, i) = points(i, k);
 
+  // Some nodes at a time and a block of the others: so the points come from memory once for all of them.
+  constexpr Index together = 16, block = 1024;
   struct Worker {
-    std::vector<double> distance, near;
+    ruvector::Matrix<double> distance;  // [together × n]
+    std::vector<double> near;
   };
   std::vector<Worker> workers(static_cast<std::size_t>(executor.concurrency()));
   std::vector<Reconstruction> results(static_cast<std::size_t>(n));
-  executor.parallel_for(n, [&](Index u, Index w) {
-    if (ranked[u].empty()) return;
+  executor.parallel_for((n + together - 1) / together, [&](Index task, Index w) {
     Worker& worker = workers[static_cast<std::size_t>(w)];
-    worker.distance.resize(static_cast<std::size_t>(n));
-    manifold.distances(points.row(u), columns, std::span(worker.distance));
-    results[static_cast<std::size_t>(u)] =
-        detail::rank_ancestors(u, ranked[u], hierarchy.ancestors[u], worker.distance, worker.near);
+    if (worker.distance.empty()) worker.distance = ruvector::Matrix<double>(together, n);
+    const Index first = task * together, count = std::min(together, n - first);
+    for (Index j = 0; j < n; j += block)
+      for (Index u = first; u < first + count; ++u)
+        if (const Index width = std::min(block, n - j); !ranked[u].empty())
+          manifold.distances(points.row(u), columns.view().cols(j, width),
+                             worker.distance.row(u - first).subspan(std::size_t(j), std::size_t(width)));
+    for (Index u = first; u < first + count; ++u)
+      if (!ranked[u].empty())
+        results[static_cast<std::size_t>(u)] =
+            detail::rank_ancestors(u, ranked[u], hierarchy.ancestors[u], worker.distance.row(u - first), worker.near);
   });
 
   Reconstruction mean;
