@@ -6,8 +6,8 @@
 //   supersense --edges typed                        one model: which relation an edge is
 //   supersense --edges none --features none         the same without it, and without the definitions
 //   supersense --all --csv runs.csv --svg runs.svg  five ways to know edges × two splits × five seeds
-//   supersense --attention dot --positions spectral  dot products instead, with rotary positions of the nodes
-//   (GraphRoPE)
+//   supersense --edges none --attention dot --positions spectral
+//                                                   dot products instead, with rotary positions of the nodes (GraphRoPE)
 //
 // The model: a learned vector a word, summed by tf-idf; two layers of messages along the edges, of GATv2 attention
 // (RuvectorLayerV2::with_edge_featured); a linear classifier. It learns from mini-batches of labelled nouns with up to
@@ -116,8 +116,7 @@ struct Run {
 
 constexpr const char* csv_header =
     "root,edges,split,features,attention,positions,labels,seed,dim,heads,epochs,batch,fan_out,learning_rate,dropout,"
-    "edge_in_value,"
-    "validation,test,seconds,curve";
+    "edge_in_value,validation,test,seconds,curve";
 
 /// All that the result depends on: the start of the line in the CSV file.
 std::string key_of(const Options& o) {
@@ -485,6 +484,8 @@ int main(int argc, char** argv) {
     app.parse(argc, argv);
     if (options.attention == "dot" ? options.edges != "none" : options.positions != "none")
       throw CLI::ValidationError("--attention", "dot goes with --edges none, gatv2 with --positions none");
+    if (options.attention == "dot" && (options.all || options.tune || options.quick))
+      throw CLI::ValidationError("--attention", "--all, --tune and --quick are about gatv2");
     handle_interrupts();
     const auto database = wordnet::read(options.wordnet, "noun");
     if (options.quick) return quick(options, database);
