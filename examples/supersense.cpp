@@ -7,7 +7,7 @@
 //   supersense --edges none --features none         the same without it, and without the definitions
 //   supersense --all --csv runs.csv --svg runs.svg  five ways to know edges × two splits × five seeds
 //   supersense --edges none --attention dot --positions spectral
-//                                                   dot products instead, with rotary positions of the nodes (GraphRoPE)
+//                                                   dot products instead, turned by positions of the nodes (GraphRoPE)
 //
 // The model: a learned vector a word, summed by tf-idf; two layers of messages along the edges, of GATv2 attention
 // (RuvectorLayerV2::with_edge_featured); a linear classifier. It learns from mini-batches of labelled nouns with up to
