@@ -56,7 +56,7 @@ struct Options {
   Index dim = 5, epochs = 300, batch = 10, negatives = 50, burn_in = 20;
   std::optional<double> learning_rate;
   std::optional<int> power;
-  double last_factor = 1, held_out = 0;
+  double last_factor = 1, held_out = 0, curvature = 1, curvature_rate = 0;
   Index threads = 1;
   std::uint64_t seed = 1;
   std::string svg, csv, save, load;
@@ -71,6 +71,7 @@ struct Embedding {
   Matrix<double> points;  // [n × dim], Lorentz [n × dim+1]
   Reconstruction quality;
   TrainingConfig config = {};
+  double curvature = 1;
   double seconds = 0;  // of training
   bool interrupted = false;
 };
@@ -115,6 +116,8 @@ TrainingConfig recipe(const Options& options, Model model, Index dim) {
                         .negatives = options.negatives,
                         .burn_in = options.burn_in,
                         .last_factor = options.last_factor,
+                        .curvature = options.curvature,
+                        .curvature_rate = options.curvature_rate,
                         .seed = options.seed};
   config.sgd.learning_rate = options.learning_rate.value_or(model == Model::euclidean ? 1.0 : 0.3);
   config.sgd.exponential_map = model == Model::lorentz;  // Nickel & Kiela 2018
@@ -155,6 +158,7 @@ Embedding train(const Options& options, Model model, Index dim, const Hierarchy&
       pairs = trainer.run(result.points, threads, progress, stop.get_token());
     }
     result.interrupted = stop.stop_requested();
+    result.curvature = trainer.curvature();
     const double rate = static_cast<double>(pairs) / std::max(result.seconds, 1e-9);
     std::fprintf(stderr, "%s: %.1f s, %.0f pairs/s, %.1f million (pair, negative) evaluations/s%s\n",
                  title(model, dim).c_str(), result.seconds, rate, rate * static_cast<double>(config.negatives) / 1e6,
@@ -180,15 +184,15 @@ void write_csv(const Options& options, const Embedding& e) {
   if (options.csv.empty() || e.interrupted) return;
   const auto name = std::find_if(models.begin(), models.end(), [&](const auto& m) { return m.second == e.model; });
   char line[256];
-  std::snprintf(line, sizeof line, "%s,%d,%llu,%d,%d,%d,%g,%g,%d,%d,%g,%.6g,%.6g,%.6g,%.3f", name->first.c_str(),
-                static_cast<int>(e.dim), static_cast<unsigned long long>(options.seed),
+  std::snprintf(line, sizeof line, "%s,%d,%llu,%d,%d,%d,%g,%g,%d,%d,%g,%g,%.6g,%.6g,%.6g,%.6g,%.3f",
+                name->first.c_str(), static_cast<int>(e.dim), static_cast<unsigned long long>(options.seed),
                 static_cast<int>(options.epochs), static_cast<int>(options.burn_in), static_cast<int>(options.batch),
                 e.config.sgd.learning_rate, e.config.last_factor, e.config.squared_distance ? 2 : 1,
-                static_cast<int>(options.threads), options.held_out, e.quality.mean_rank,
-                e.quality.mean_average_precision, e.quality.recall_at_10, e.seconds);
+                static_cast<int>(options.threads), options.held_out, options.curvature_rate, e.curvature,
+                e.quality.mean_rank, e.quality.mean_average_precision, e.quality.recall_at_10, e.seconds);
   append_csv(options.csv,
-             "model,dim,seed,epochs,burn_in,batch,learning_rate,last_factor,power,threads,held_out,mean_rank,map,"
-             "recall_at_10,seconds",
+             "model,dim,seed,epochs,burn_in,batch,learning_rate,last_factor,power,threads,held_out,curvature_rate,"
+             "curvature,mean_rank,map,recall_at_10,seconds",
              line);
 }
 
@@ -355,12 +359,12 @@ void add_options(CLI::App& app, Options& o) {
          "--model", [&o](const std::string& name) { o.model = models.at(name); }, "space (default: poincare)")
       ->check(CLI::IsMember({"poincare", "lorentz", "euclidean"}));
   const auto count = CLI::Range(1, 1 << 20);
+  const CLI::Validator positive(
+      [](const std::string& text) { return std::atof(text.c_str()) > 0 ? "" : text + " is not a number above 0"; },
+      "> 0");
   app.add_option("--dim", o.dim, "dimension of the space")->check(CLI::Range(1, 10000))->capture_default_str();
   app.add_option("--epochs", o.epochs, "passes over all pairs")->check(count)->capture_default_str();
-  app.add_option("--lr,--learning-rate", o.learning_rate, "learning rate (default: 0.3; Euclidean 1)")
-      ->check(CLI::Validator(
-          [](const std::string& text) { return std::atof(text.c_str()) > 0 ? "" : text + " is not a number above 0"; },
-          "> 0"));
+  app.add_option("--lr,--learning-rate", o.learning_rate, "learning rate (default: 0.3; Euclidean 1)")->check(positive);
   app.add_option("--last-factor", o.last_factor,
                  "after burn-in the learning rate falls linearly, in the last epoch to this share of it")
       ->check(CLI::Range(0.0, 1.0))
@@ -368,6 +372,12 @@ void add_options(CLI::App& app, Options& o) {
   app.add_option("--power", o.power,
                  "the loss compares distances (1) or their squares (2) (default: 1; Euclidean 2 above d = 10)")
       ->check(CLI::IsMember({1, 2}));
+  app.add_option("--curvature", o.curvature, "c of a space of curvature -c, or what it begins with")
+      ->check(positive)
+      ->capture_default_str();
+  app.add_option("--curvature-rate", o.curvature_rate, "learning rate of the curvature; 0: it stays as it is")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
   app.add_option("--batch", o.batch, "pairs a step")->check(count)->capture_default_str();
   app.add_option("--negatives", o.negatives, "negatives a pair")->check(count)->capture_default_str();
   app.add_option("--burn-in", o.burn_in, "first epochs, at 1/100 of the learning rate")
@@ -403,6 +413,8 @@ int main(int argc, char** argv) {
     if (options.quick && !options.demo) throw CLI::ValidationError("--quick", "goes with --demo");
     if (!options.svg.empty() && !options.demo && (options.model != Model::poincare || options.dim != 2))
       throw CLI::ValidationError("--svg", "needs --model poincare --dim 2");
+    if (options.model == Model::euclidean && (options.curvature != 1 || options.curvature_rate != 0))
+      throw CLI::ValidationError("--curvature", "Euclidean space has none");
     if (options.held_out > 0 && (options.demo || !options.load.empty()))
       throw CLI::ValidationError("--held-out", "is for training, and not for --demo");
     std::signal(SIGINT, handle_interrupt);

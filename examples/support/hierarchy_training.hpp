@@ -37,6 +37,8 @@ struct TrainingConfig {
   double burn_in_factor = 0.01;
   double last_factor = 1;         ///< after burn-in the rate falls linearly, in the last epoch to this share of it
   bool squared_distance = false;  ///< e = d² instead of e = d: better in Euclidean space, if it has room
+  double curvature = 1;           ///< c > 0, or its start: distances are those at curvature −c
+  double curvature_rate = 0;      ///< learning rate of softplus⁻¹(c); 0: c stays as it is
   std::uint64_t seed = 1;
 };
 
@@ -81,6 +83,10 @@ class WeightedSampler {
 /// N(u) a sample of nodes that are neither u nor above u, by Riemannian stochastic gradient descent. Source: Nickel &
 /// Kiela 2017, eq. 5.
 ///
+/// The curvature −c of that space can be learned. Points stay on `manifold`, of curvature −1, of which the other one is
+/// a copy that is 1/√c times as large: d_c = d/√c, ∂d_c/∂c = −d_c/(2c), and a step along the gradient is c times as
+/// long.
+///
 /// The pairs of a batch are independent of each other: each worker writes the gradients of its pairs to buffers of
 /// their own. Then every node that occurs takes one step along the mean over the batch, summed in the order of the
 /// pairs. Who draws what depends on seed, epoch and pair alone. So any number of threads gives the same bits.
@@ -93,6 +99,7 @@ class HierarchyTrainer {
         hierarchy_(hierarchy),
         config_(config),
         frequent_(frequencies(hierarchy)),
+        raw_curvature_(std::log(std::expm1(config.curvature))),
         slot_(static_cast<std::size_t>(hierarchy.size()), -1) {
     for (Index u = 0; u < hierarchy.size(); ++u)
       for (const std::int32_t v : hierarchy.ancestors[u]) pairs_.push_back({static_cast<std::int32_t>(u), v});
@@ -121,19 +128,25 @@ class HierarchyTrainer {
           differentiate(pairs_[static_cast<std::size_t>(first + i)], burn_in, draws, points,
                         workers_[static_cast<std::size_t>(worker)], steps_[static_cast<std::size_t>(i)]);
         });
+        const auto steps = std::span(steps_).first(static_cast<std::size_t>(pairs));
         executor.parallel_for(workers, [&](Index share, Index) {
-          move(share, workers, rate / static_cast<double>(pairs),
-               std::span(steps_).first(static_cast<std::size_t>(pairs)), points);
+          move(share, workers, rate * curvature() / static_cast<double>(pairs), steps, points);
         });
+        bend(steps, config_.curvature_rate * rate / config_.sgd.learning_rate);
         report.done += pairs;
         report.loss = 0;
-        for (Index i = 0; i < pairs; ++i) report.loss += steps_[static_cast<std::size_t>(i)].loss;
+        for (const PairStep& step : steps) report.loss += step.loss;
         report.loss /= static_cast<double>(pairs);
         report.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
         if (progress) progress(report);
       }
     }
     return report.done;
+  }
+
+  /// c: where it is learned, as it is now.
+  [[nodiscard]] double curvature() const {
+    return config_.curvature_rate > 0 ? std::log1p(std::exp(raw_curvature_)) : config_.curvature;
   }
 
  private:
@@ -152,7 +165,7 @@ class HierarchyTrainer {
         : others(static_cast<std::size_t>(config.negatives + 1)),
           d_node(width),
           d_others(width, config.negatives + 1) {}
-    double loss = 0;
+    double loss = 0, d_curvature = 0;
     std::int32_t node = 0;
     Index count = 0;                   ///< how many others: 1 + negatives, or 0 where a node has no negatives
     std::vector<std::int32_t> others;  ///< the ancestor first
@@ -169,7 +182,7 @@ class HierarchyTrainer {
           weight(config.negatives + 1),
           nodes(static_cast<std::size_t>(config.batch * (config.negatives + 2))),
           gradient(config.batch * (config.negatives + 2), points.cols()) {}
-    M d_manifold;                         ///< the curvature's gradient, which nobody uses
+    M d_manifold;                         ///< the gradient of the manifold's own curvature, which nobody uses
     std::vector<std::uint64_t> unwanted;  ///< one bit a node: no negative of the present one
     Matrix<double> others;                ///< [width × 1+negatives] the points, by columns for the manifold's kernels
     ruvector::Vector<double> distance, weight;
@@ -217,7 +230,7 @@ class HierarchyTrainer {
   void differentiate(Pair pair, bool burn_in, Rng& rng, MatrixView<const double> points, Worker& worker,
                      PairStep& step) const {
     draw(pair, burn_in, rng, points, worker, step);
-    step.loss = 0;
+    step.loss = step.d_curvature = 0;
     if (step.count == 0) return;
     const auto n = static_cast<std::size_t>(step.count);
     const auto x = points.row(step.node);
@@ -230,8 +243,10 @@ class HierarchyTrainer {
     const auto weight = worker.weight.span().first(n);
     manifold_.distances(x, others, distance);
 
+    const double c = curvature(), scale = 1 / std::sqrt(c);
     const auto energy = [&](std::size_t j) {
-      return config_.squared_distance ? distance[j] * distance[j] : distance[j];
+      const double d = scale * distance[j];
+      return config_.squared_distance ? d * d : d;
     };
     double least = energy(0);
     for (std::size_t j = 1; j < n; ++j) least = std::min(least, energy(j));
@@ -239,13 +254,23 @@ class HierarchyTrainer {
     ruvector::simd::exp(std::span<const double>(weight), weight);
     const double sum = std::accumulate(weight.begin(), weight.end(), 0.0);
     step.loss = energy(0) - least + std::log(sum);
-    for (std::size_t j = 0; j < n; ++j)
-      weight[j] = (double(j == 0) - weight[j] / sum) * (config_.squared_distance ? 2 * distance[j] : 1.0);
+    for (std::size_t j = 0; j < n; ++j) {
+      weight[j] =
+          (double(j == 0) - weight[j] / sum) * (config_.squared_distance ? 2 * scale * distance[j] : 1.0) * scale;
+      step.d_curvature -= weight[j] * distance[j] / (2 * c);
+    }
 
     std::fill(step.d_node.begin(), step.d_node.end(), 0.0);
     const auto d_others = step.d_others.view().cols(0, step.count);
     for (Index i = 0; i < d_others.rows(); ++i) std::fill_n(d_others.row(i).data(), n, 0.0);
     manifold_.distances_vjp(x, others, weight, step.d_node.span(), d_others, worker.d_manifold, distance);
+  }
+
+  /// One step of the curvature along the mean of its gradient: c = softplus(raw).
+  void bend(std::span<const PairStep> steps, double rate) {
+    double d_curvature = 0;
+    for (const PairStep& step : steps) d_curvature += step.d_curvature;
+    raw_curvature_ -= rate * d_curvature / static_cast<double>(steps.size()) / (1 + std::exp(-raw_curvature_));
   }
 
   /// Adds up the gradients of the nodes ≡ share (mod shares) and moves each once.
@@ -283,6 +308,7 @@ class HierarchyTrainer {
   const Hierarchy& hierarchy_;
   TrainingConfig config_;
   WeightedSampler frequent_;
+  double raw_curvature_;            // softplus⁻¹(c)
   std::vector<Pair> pairs_;         // shuffled each epoch
   std::vector<std::int32_t> slot_;  // [n] row of a node in its worker's gradient, −1: none yet
   std::vector<PairStep> steps_;     // [batch]

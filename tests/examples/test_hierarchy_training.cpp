@@ -149,6 +149,64 @@ TEST_CASE("hierarchy training: the learning rate falls to the share of the last 
   CHECK_FALSE(same(run(0.5, 4), run(0.5, 3)));
 }
 
+TEMPLATE_TEST_CASE("hierarchy training: the curvature follows its gradient", "[examples]",
+                   ruvector::geometry::PoincareBall<double>, ruvector::geometry::Lorentz<double>) {
+  const TestType manifold;
+  const Hierarchy hierarchy = tree(40, 3);
+  const Matrix<double> points =
+      trained(manifold, hierarchy, 1, {.epochs = 8, .negatives = 9, .burn_in = 2, .seed = seed});
+  const bool squared = GENERATE(false, true);
+  struct Step {
+    double loss, curvature;
+  };
+  const auto step = [&](double curvature, double rate) {  // one batch of all pairs, of which the points hardly move
+    const TrainingConfig config{.epochs = 1,
+                                .batch = hierarchy.pairs(),
+                                .negatives = 9,
+                                .sgd = {.learning_rate = 1e-12},
+                                .burn_in = 0,
+                                .squared_distance = squared,
+                                .curvature = curvature,
+                                .curvature_rate = rate,
+                                .seed = seed};
+    Matrix<double> copy = points;
+    ruvector::Serial serial;
+    HierarchyTrainer trainer(manifold, hierarchy, config);
+    double loss = 0;
+    trainer.run(copy, serial, [&](const ruvector::ProgressReport& report) { loss = report.loss; });
+    return Step{loss, trainer.curvature()};
+  };
+  for (const double c : {0.3, 1.0, 4.0}) {
+    constexpr double h = 1e-4, rate = 1e-3;
+    const double slope = (step(c + h, 0).loss - step(c - h, 0).loss) / (2 * h);
+    // c = softplus(raw), and ∂c/∂raw = 1 − exp(−c)
+    const double raw = std::log(std::expm1(c)) - rate * slope * -std::expm1(-c);
+    CAPTURE(c, squared, slope, seed);
+    CHECK(std::abs(slope) > 1e-3);
+    CHECK(step(c, rate).curvature - c == Approx(std::log1p(std::exp(raw)) - c).epsilon(1e-5));
+    CHECK(step(c, 0).curvature == c);
+  }
+}
+
+TEST_CASE("hierarchy training: a step at curvature -c is that of a ball of curvature -c", "[examples]") {
+  const Hierarchy hierarchy = tree(40, 3);
+  const ruvector::geometry::PoincareBall<double> unit;
+  const double c = 0.25;
+  const ruvector::geometry::PoincareBall<double> wide(c);
+  Matrix<double> points = trained(unit, hierarchy, 1, {.epochs = 20, .negatives = 9, .seed = seed});
+  Matrix<double> dilated = points;
+  for (double& x : dilated.span()) x /= std::sqrt(c);
+  const TrainingConfig config{
+      .epochs = 1, .negatives = 9, .sgd = {.learning_rate = 0.3, .exponential_map = true}, .burn_in = 0, .seed = seed};
+  TrainingConfig at_c = config;
+  at_c.curvature = c;
+  ruvector::Serial serial;
+  HierarchyTrainer(unit, hierarchy, at_c).run(points, serial, {});
+  HierarchyTrainer(wide, hierarchy, config).run(dilated, serial, {});
+  for (Index i = 0; i < points.size(); ++i)
+    CHECK(dilated.span()[std::size_t(i)] == Approx(points.span()[std::size_t(i)] / std::sqrt(c)).epsilon(1e-7));
+}
+
 TEST_CASE("hierarchy training: a chain, whose lowest node has no negatives, is no endless loop", "[examples]") {
   const ruvector::geometry::PoincareBall<double> ball;
   const auto points = trained(ball, tree(4, 1), 1, {.epochs = 3, .seed = seed});
