@@ -22,6 +22,7 @@
 //
 //   gap closed = (cost of single − cost of the arm)/(cost of single − cost of oracle)
 
+#include "support/command_line.hpp"
 #include "support/fashion_mnist.hpp"
 #include "support/interrupt.hpp"
 #include "support/intervals.hpp"
@@ -49,7 +50,6 @@
 #include <chrono>
 #include <cmath>
 #include <cstdio>
-#include <exception>
 #include <filesystem>
 #include <map>
 #include <string>
@@ -659,10 +659,9 @@ int compare(const Options& options) {
 
 int main(int argc, char** argv) {
   Options options;
-  CLI::App app("Searches an HNSW index as broadly as each query needs it.");
+  CLI::App app("Searches an HNSW index as broadly as each query needs it.", "adaptive_search");
   add_options(app, options);
-  try {
-    app.parse(argc, argv);
+  return run_program(app, argc, argv, [&] {
     if (options.quick) {
       options.points = 3000;
       options.queries = 1500;
@@ -677,14 +676,7 @@ int main(int argc, char** argv) {
     }
     handle_interrupts();
     return compare(options);
-  } catch (const CLI::ParseError& error) {
-    if (error.get_exit_code() == 0) return app.exit(error);  // --help
-    std::fprintf(stderr, "adaptive_search: %s\n", error.what());
-    return 2;
-  } catch (const std::exception& error) {
-    std::fprintf(stderr, "adaptive_search: %s\n", error.what());
-    return 1;
-  }
+  });
 }
 
 #else

@@ -1,4 +1,5 @@
-// SPDX-License-Identifier: MIT
+// SPDX-License-Identifier: MIT#include <CLI/CLI.hpp>
+
 //
 // Recall against queries a second, as ann-benchmarks measures them: Fashion-MNIST, 60,000 × 784, Euclidean, k = 10, one
 // thread, one query at a time.
@@ -14,6 +15,7 @@
 // A place counts where the true distance of what was returned is at most that of the tenth neighbour and 0.001
 // (Aumüller, Bernhardsson & Faithfull 2020, "ANN-Benchmarks").
 
+#include "support/command_line.hpp"
 #include "support/fashion_mnist.hpp"
 #include "support/interrupt.hpp"
 #include "support/progress_bar.hpp"
@@ -29,8 +31,6 @@
 #include <ruvector/search/scores.hpp>
 #include <ruvector/simd/convert.hpp>
 
-#include <CLI/CLI.hpp>
-
 #if __has_include(<hnswlib/hnswlib.h>)
 #include "support/hnsw_index.hpp"
 
@@ -44,7 +44,6 @@
 #include <cstdint>
 #include <cstdio>
 #include <ctime>
-#include <exception>
 #include <filesystem>
 #include <functional>
 #include <memory>
@@ -430,10 +429,10 @@ void add_options(CLI::App& app, Options& o) {
 
 int main(int argc, char** argv) {
   Options options;
-  CLI::App app("Recall against queries a second on Fashion-MNIST, ours, hnswlib's and of exact search.");
+  CLI::App app("Recall against queries a second on Fashion-MNIST, ours, hnswlib's and of exact search.",
+               "ann_benchmarks");
   add_options(app, options);
-  try {
-    app.parse(argc, argv);
+  return run_program(app, argc, argv, [&] {
     if (options.quick) {
       options.points = 3000;
       options.queries = options.exact_queries = 200;
@@ -443,14 +442,7 @@ int main(int argc, char** argv) {
     }
     handle_interrupts();
     return measure(options);
-  } catch (const CLI::ParseError& error) {
-    if (error.get_exit_code() == 0) return app.exit(error);  // --help
-    std::fprintf(stderr, "ann_benchmarks: %s\n", error.what());
-    return 2;
-  } catch (const std::exception& error) {
-    std::fprintf(stderr, "ann_benchmarks: %s\n", error.what());
-    return 1;
-  }
+  });
 }
 
 #else

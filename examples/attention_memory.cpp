@@ -1,4 +1,5 @@
-// SPDX-License-Identifier: MIT
+// SPDX-License-Identifier: MIT#include <CLI/CLI.hpp>
+
 //
 // How much memory does attention take that never holds its weights?
 //
@@ -19,6 +20,7 @@
 // Where there are few pairs of queries and keys nothing is saved: one query, or a neighbourhood of 32.
 
 #include "../tests/support/allocation_counter.hpp"
+#include "support/command_line.hpp"
 #include "support/supersense_data.hpp"
 #include "support/text_files.hpp"
 #include "support/wordnet.hpp"
@@ -35,15 +37,12 @@
 #include <ruvector/simd/gemm.hpp>
 #include <ruvector/simd/math.hpp>
 
-#include <CLI/CLI.hpp>
-
 #include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
-#include <exception>
 #include <span>
 #include <string>
 #include <string_view>
@@ -385,21 +384,14 @@ int main(int argc, char** argv) {
   Options options;
   CLI::App app(
       "The memory of attention, forward and backward, with and without holding its weights. Exit code 1 if tiles save "
-      "less than 40 % from 2,048 queries and keys on.");
+      "less than 40 % from 2,048 queries and keys on.",
+      "attention_memory");
   add_options(app, options);
-  try {
-    app.parse(argc, argv);
+  return run_program(app, argc, argv, [&] {
     if (options.quick) {
       options.sizes = {512, 2048};
       options.single = 20000;
     }
     return measure(options);
-  } catch (const CLI::ParseError& error) {
-    if (error.get_exit_code() == 0) return app.exit(error);  // --help
-    std::fprintf(stderr, "attention_memory: %s\n", error.what());
-    return 2;
-  } catch (const std::exception& error) {
-    std::fprintf(stderr, "attention_memory: %s\n", error.what());
-    return 1;
-  }
+  });
 }

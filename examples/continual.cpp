@@ -20,6 +20,7 @@
 // trials each (the powers of ten of --tune), by what is right at the end; split Fashion-MNIST in its task-incremental
 // scenario, whose choice the other one shares. none, replay and joint have nothing to choose.
 
+#include "support/command_line.hpp"
 #include "support/continual_data.hpp"
 #include "support/continual_learning.hpp"
 #include "support/curves.hpp"
@@ -37,7 +38,6 @@
 #include <chrono>
 #include <cstdint>
 #include <cstdio>
-#include <exception>
 #include <map>
 #include <optional>
 #include <stop_token>
@@ -252,10 +252,9 @@ void add_options(CLI::App& app, Options& o) {
 
 int main(int argc, char** argv) {
   Options options;
-  CLI::App app("Learning one task after the other, with and without forgetting.");
+  CLI::App app("Learning one task after the other, with and without forgetting.", "continual");
   add_options(app, options);
-  try {
-    app.parse(argc, argv);
+  return run_program(app, argc, argv, [&] {
     if (options.quick) {
       options.only = {"none", "ewc"};
       options.scenario = "task";
@@ -275,12 +274,5 @@ int main(int argc, char** argv) {
     if (!options.tune) return compare_all(problem, options, threads);
     tune(problem, options, threads);
     return interrupted() ? 130 : 0;
-  } catch (const CLI::ParseError& error) {
-    if (error.get_exit_code() == 0) return app.exit(error);  // --help
-    std::fprintf(stderr, "continual: %s\n", error.what());
-    return 2;
-  } catch (const std::exception& error) {
-    std::fprintf(stderr, "continual: %s\n", error.what());
-    return 1;
-  }
+  });
 }

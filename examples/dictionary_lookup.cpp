@@ -24,6 +24,7 @@
 // 20 evaluations, or after
 // --epochs; only then is the test set looked at. Accuracies are those of nodes.
 
+#include "support/command_line.hpp"
 #include "support/dictionary.hpp"
 #include "support/interrupt.hpp"
 #include "support/progress_bar.hpp"
@@ -39,7 +40,6 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstdio>
-#include <exception>
 #include <optional>
 #include <span>
 #include <stop_token>
@@ -190,10 +190,10 @@ void add_options(CLI::App& app, Options& o) {
 
 int main(int argc, char** argv) {
   Options options;
-  CLI::App app("Which graph attention can look something up? DictionaryLookup of Brody, Alon & Yahav 2022.");
+  CLI::App app("Which graph attention can look something up? DictionaryLookup of Brody, Alon & Yahav 2022.",
+               "dictionary_lookup");
   add_options(app, options);
-  try {
-    app.parse(argc, argv);
+  return run_program(app, argc, argv, [&] {
     if (options.dim % options.heads != 0) throw CLI::ValidationError("--heads", "must divide --dim");
     handle_interrupts();
     const Result result = run(options);
@@ -203,12 +203,5 @@ int main(int argc, char** argv) {
     std::fprintf(stderr, "dictionary_lookup: test accuracy: expected %g to %g, got %g\n", options.least, options.most,
                  result.test_accuracy);
     return 1;
-  } catch (const CLI::ParseError& error) {
-    if (error.get_exit_code() == 0) return app.exit(error);  // --help
-    std::fprintf(stderr, "dictionary_lookup: %s\n", error.what());
-    return 2;
-  } catch (const std::exception& error) {
-    std::fprintf(stderr, "dictionary_lookup: %s\n", error.what());
-    return 1;
-  }
+  });
 }

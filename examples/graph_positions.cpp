@@ -12,6 +12,7 @@
 // report that the root mean squared error falls from .065 to .038 with spectral coordinates, m = 5; their graphs and
 // model are not given to the last detail, so only by how much it falls is compared.
 
+#include "support/command_line.hpp"
 #include "support/distance_model.hpp"
 #include "support/interrupt.hpp"
 #include "support/progress_bar.hpp"
@@ -30,7 +31,6 @@
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
-#include <exception>
 #include <span>
 #include <stop_token>
 #include <string>
@@ -202,10 +202,10 @@ void add_options(CLI::App& app, Options& o) {
 
 int main(int argc, char** argv) {
   Options options;
-  CLI::App app("How far is each node of a graph from a marked one? Attention with and without coordinates of nodes.");
+  CLI::App app("How far is each node of a graph from a marked one? Attention with and without coordinates of nodes.",
+               "graph_positions");
   add_options(app, options);
-  try {
-    app.parse(argc, argv);
+  return run_program(app, argc, argv, [&] {
     handle_interrupts();
     const Result result = run(options);
     if (interrupted()) return 130;
@@ -224,12 +224,5 @@ int main(int argc, char** argv) {
     if (result.test_rmse <= options.most) return 0;
     std::fprintf(stderr, "graph_positions: test error: expected at most %g, got %g\n", options.most, result.test_rmse);
     return 1;
-  } catch (const CLI::ParseError& error) {
-    if (error.get_exit_code() == 0) return app.exit(error);  // --help
-    std::fprintf(stderr, "graph_positions: %s\n", error.what());
-    return 2;
-  } catch (const std::exception& error) {
-    std::fprintf(stderr, "graph_positions: %s\n", error.what());
-    return 1;
-  }
+  });
 }

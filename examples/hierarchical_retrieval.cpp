@@ -15,6 +15,7 @@
 // With --trained N a search of it (hierarchical_forward_v2) is trained, too, on N queries that it is not asked later:
 // when to end, and with --order also where to go, by features of candidates or by these and attention.
 
+#include "support/command_line.hpp"
 #include "support/dual_encoder.hpp"
 #include "support/hierarchy.hpp"
 #include "support/interrupt.hpp"
@@ -51,7 +52,6 @@
 #include <concepts>
 #include <cstdint>
 #include <cstdio>
-#include <exception>
 #include <filesystem>
 #include <functional>
 #include <map>
@@ -805,35 +805,27 @@ void add_options(CLI::App& app, Options& o) {
 
 int main(int argc, char** argv) {
   Options options;
-  CLI::App app("Finds everything above a concept of WordNet, in five spaces, exhaustively and by an index.");
+  CLI::App app("Finds everything above a concept of WordNet, in five spaces, exhaustively and by an index.",
+               "hierarchical_retrieval");
   add_options(app, options);
-  try {
-    app.parse(argc, argv);
-    handle_interrupts();
-    const auto database = wordnet::read(options.wordnet, "noun");
-    const auto hierarchy = build_hierarchy(database, options.quick ? "mammal" : options.root);
-    const Relevance relevant = relevance(hierarchy);
-    std::printf("%d concepts, %d pairs with what is above them and themselves\n", int(hierarchy.size()),
-                int(relevant.items.target.size()));
-    ThreadPool threads(options.threads);
-    return options.quick ? quick(options, relevant, threads)
-           : options.all ? all(options, relevant, threads)
-                         : one(options, relevant, threads);
-  } catch (const Stopped&) {
-    std::fprintf(stderr, "hierarchical_retrieval: stopped%s\n",
-                 options.checkpoints.empty() ? "" : "; the same command goes on");
-    return 130;
-  } catch (const CLI::ParseError& error) {
-    if (error.get_exit_code() == 0) return app.exit(error);  // --help
-    std::fprintf(stderr, "hierarchical_retrieval: %s\n", error.what());
-    return 2;
-  } catch (const ruvector::ConfigError& error) {
-    std::fprintf(stderr, "hierarchical_retrieval: %s\n", error.what());
-    return 2;
-  } catch (const std::exception& error) {
-    std::fprintf(stderr, "hierarchical_retrieval: %s\n", error.what());
-    return 1;
-  }
+  return run_program(app, argc, argv, [&] {
+    try {
+      handle_interrupts();
+      const auto database = wordnet::read(options.wordnet, "noun");
+      const auto hierarchy = build_hierarchy(database, options.quick ? "mammal" : options.root);
+      const Relevance relevant = relevance(hierarchy);
+      std::printf("%d concepts, %d pairs with what is above them and themselves\n", int(hierarchy.size()),
+                  int(relevant.items.target.size()));
+      ThreadPool threads(options.threads);
+      return options.quick ? quick(options, relevant, threads)
+             : options.all ? all(options, relevant, threads)
+                           : one(options, relevant, threads);
+    } catch (const Stopped&) {
+      std::fprintf(stderr, "hierarchical_retrieval: stopped%s\n",
+                   options.checkpoints.empty() ? "" : "; the same command goes on");
+      return 130;
+    }
+  });
 }
 
 #else

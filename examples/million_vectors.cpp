@@ -13,6 +13,7 @@
 // there is: the heap of the search stays below a megabyte, whatever the number of keys. VmHWM counts mapped pages, too.
 // (Pages of a file are 4 kB: keys in a Matrix, on huge pages, are read half as fast again.)
 
+#include "support/command_line.hpp"
 #include "support/interrupt.hpp"
 #include "support/progress_bar.hpp"
 #include "support/text_files.hpp"
@@ -33,7 +34,6 @@
 #include <concepts>
 #include <cstdint>
 #include <cstdio>
-#include <exception>
 #include <filesystem>
 #include <fstream>
 #include <functional>
@@ -425,19 +425,15 @@ void add_options(CLI::App& app, Options& o) {
 
 int main(int argc, char** argv) {
   Options options;
-  CLI::App app("Exact soft search over a million vectors, memory and bandwidth shown as it goes.");
+  CLI::App app("Exact soft search over a million vectors, memory and bandwidth shown as it goes.", "million_vectors");
   add_options(app, options);
-  try {
-    app.parse(argc, argv);
-    handle_interrupts();
-    return search_all(options) ? 0 : 1;
-  } catch (const CLI::Error& error) {
-    return app.exit(error);
-  } catch (const Interrupted&) {
-    std::fprintf(stderr, "stopped; the next run goes on from here\n");
-    return 130;
-  } catch (const std::exception& error) {
-    std::fprintf(stderr, "%s\n", error.what());
-    return 1;
-  }
+  return run_program(app, argc, argv, [&] {
+    try {
+      handle_interrupts();
+      return search_all(options) ? 0 : 1;
+    } catch (const Interrupted&) {
+      std::fprintf(stderr, "stopped; the next run goes on from here\n");
+      return 130;
+    }
+  });
 }

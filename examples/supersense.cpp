@@ -15,6 +15,7 @@
 // parameters and recipes, and what --tune found for each of them among the same eight trials. Classes are seen by the
 // loss alone: a node's number, which follows the lexicographers' files, is no feature, and edges are WordNet's own.
 
+#include "support/command_line.hpp"
 #include "support/curves.hpp"
 #include "support/interrupt.hpp"
 #include "support/intervals.hpp"
@@ -39,7 +40,6 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
-#include <exception>
 #include <filesystem>
 #include <limits>
 #include <optional>
@@ -478,10 +478,10 @@ void add_options(CLI::App& app, Options& o) {
 
 int main(int argc, char** argv) {
   Options options;
-  CLI::App app("Sorts the nouns of WordNet into 26 classes by a graph network, to see what typed edges are worth.");
+  CLI::App app("Sorts the nouns of WordNet into 26 classes by a graph network, to see what typed edges are worth.",
+               "supersense");
   add_options(app, options);
-  try {
-    app.parse(argc, argv);
+  return run_program(app, argc, argv, [&] {
     if (options.attention == "dot" ? options.edges != "none" : options.positions != "none")
       throw CLI::ValidationError("--attention", "dot goes with --edges none, gatv2 with --positions none");
     if (options.attention == "dot" && (options.all || options.tune || options.quick))
@@ -492,15 +492,5 @@ int main(int argc, char** argv) {
     const SupersenseGraph data = supersense_graph(database, options.root);
     const auto splits = app.count("--split") > 0 ? std::vector{options.split} : split_names;
     return options.all ? all(options, data, splits) : options.tune ? tune(options, data) : one(options, data);
-  } catch (const CLI::ParseError& error) {
-    if (error.get_exit_code() == 0) return app.exit(error);  // --help
-    std::fprintf(stderr, "supersense: %s\n", error.what());
-    return 2;
-  } catch (const ruvector::ConfigError& error) {
-    std::fprintf(stderr, "supersense: %s\n", error.what());
-    return 2;
-  } catch (const std::exception& error) {
-    std::fprintf(stderr, "supersense: %s\n", error.what());
-    return 1;
-  }
+  });
 }

@@ -7,10 +7,12 @@
 //   wordnet_search --dim 10 --lr 3 --batch 50 --epochs 500 --save nouns.npy    all 82,115 nouns (half an hour)
 //   wordnet_search --root dog --held-out 0.1                 a tenth of the pairs is not learned, but predicted
 
+#include "support/command_line.hpp"
 #include "support/disk_picture.hpp"
 #include "support/embedding_files.hpp"
 #include "support/hierarchy.hpp"
 #include "support/hierarchy_training.hpp"
+#include "support/interrupt.hpp"
 #include "support/progress_bar.hpp"
 #include "support/reconstruction.hpp"
 #include "support/text_files.hpp"
@@ -29,10 +31,8 @@
 
 #include <algorithm>
 #include <chrono>
-#include <csignal>
 #include <cstdio>
 #include <cstdlib>
-#include <exception>
 #include <functional>
 #include <map>
 #include <optional>
@@ -75,13 +75,6 @@ struct Embedding {
   double seconds = 0;  // of training
   bool interrupted = false;
 };
-
-// Ctrl-C asks the training to stop; a second one ends the program.
-volatile std::sig_atomic_t interrupt_requested = 0;
-extern "C" void handle_interrupt(int signal) {
-  interrupt_requested = 1;
-  std::signal(signal, SIG_DFL);
-}
 
 /// Calls f with the manifold of a model.
 template <class F>
@@ -151,7 +144,7 @@ Embedding train(const Options& options, Model model, Index dim, const Hierarchy&
     {
       ProgressBar bar(title(model, dim), "pairs");
       const auto progress = [&](const ruvector::ProgressReport& report) {
-        if (interrupt_requested) stop.request_stop();
+        pass_on_interrupt(stop);
         result.seconds = report.seconds;
         bar(report);
       };
@@ -291,13 +284,13 @@ int demo(Options options) {
   std::vector<Embedding> embeddings;
   bool good = all.pairs() == 743241 && mammals.pairs() == 6540;
   for (const Row& row : rows) {
-    if (interrupt_requested) break;
+    if (interrupted()) break;
     embeddings.push_back(train(options, row.model, row.dim, mammals, threads));
     const Reconstruction& quality = embeddings.back().quality;
     const bool as_expected = quality.mean_average_precision >= row.quick.least_map &&
                              quality.mean_average_precision <= row.quick.most_map &&
                              quality.mean_rank <= row.quick.most_rank;
-    if (options.quick && !as_expected && !interrupt_requested)
+    if (options.quick && !as_expected && !interrupted())
       std::fprintf(stderr,
                    "wordnet_search: %s: expected MAP %g to %g and a mean rank of at most %g, got %.4f and %.3f\n",
                    title(row.model, row.dim).c_str(), row.quick.least_map, row.quick.most_map, row.quick.most_rank,
@@ -312,7 +305,7 @@ int demo(Options options) {
   print_table_row(flat, "(the picture)");
   answer({"dog", "whale"}, database, mammals, embeddings.front());
   draw(options.svg.empty() ? "mammals.svg" : options.svg, database, mammals, flat, "Mammals");
-  if (!options.quick || good || interrupt_requested) return 0;
+  if (!options.quick || good || interrupted()) return 0;
   std::fprintf(stderr, "wordnet_search: a count or a figure of --quick is not what it should be\n");
   return 1;
 }
@@ -406,10 +399,9 @@ void add_options(CLI::App& app, Options& o) {
 
 int main(int argc, char** argv) {
   Options options;
-  CLI::App app("Learns the WordNet hierarchy in a hyperbolic space, searches there, and draws it.");
+  CLI::App app("Learns the WordNet hierarchy in a hyperbolic space, searches there, and draws it.", "wordnet_search");
   add_options(app, options);
-  try {
-    app.parse(argc, argv);
+  return run_program(app, argc, argv, [&] {
     if (options.quick && !options.demo) throw CLI::ValidationError("--quick", "goes with --demo");
     if (!options.svg.empty() && !options.demo && (options.model != Model::poincare || options.dim != 2))
       throw CLI::ValidationError("--svg", "needs --model poincare --dim 2");
@@ -417,17 +409,7 @@ int main(int argc, char** argv) {
       throw CLI::ValidationError("--curvature", "Euclidean space has none");
     if (options.held_out > 0 && (options.demo || !options.load.empty()))
       throw CLI::ValidationError("--held-out", "is for training, and not for --demo");
-    std::signal(SIGINT, handle_interrupt);
+    handle_interrupts();
     return options.demo ? demo(options) : run(options);
-  } catch (const CLI::ParseError& error) {
-    if (error.get_exit_code() == 0) return app.exit(error);  // --help
-    std::fprintf(stderr, "wordnet_search: %s\n", error.what());
-    return 2;
-  } catch (const ruvector::ConfigError& error) {
-    std::fprintf(stderr, "wordnet_search: %s\n", error.what());
-    return 2;
-  } catch (const std::exception& error) {
-    std::fprintf(stderr, "wordnet_search: %s\n", error.what());
-    return 1;
-  }
+  });
 }
