@@ -138,18 +138,34 @@ TABLES = [
         [Mammals(dim) for dim in DIMS],
     ),
     Table(
+        ("the curvature's rate", "MAP, d = 2"),
+        "mammals_curvature.csv",
+        {f"{rate}": {"curvature_rate": rate} for rate in (0.01, 0.1)},
+        [Value(name, dim=dim) for dim in DIMS[:-1] for name in ("map", "curvature")],
+    ),
+    Table(
         ("WordNet's nouns", "MAP"),
         "nouns.csv",
         {
             f"{'Poincaré' if arm['model'] == 'poincare' else 'Euclid'}, d = {arm['dim']}": arm
             for arm in NOUNS
-            if by_seed(load(RESULTS / "nouns.csv"), arm)  # the longest have no run yet
+            if by_seed(load(RESULTS / "nouns.csv"), arm)
         },
         [
             One("map", "{:.3f}", batch=50, held_out=0),
             One("mean_rank", "{:.2f}", batch=50, held_out=0),
             One("epochs", "{:.0f}", batch=50, held_out=0),
             One("seconds", "{:.0f}", 1 / 60, batch=50, held_out=0),
+        ],
+    ),
+    Table(
+        ("WordNet's nouns, pairs held out", "MAP"),
+        "nouns_held_out.csv",
+        {f"Poincaré, d = {arm['dim']}": arm for arm in NOUNS[:2]},
+        [
+            One("map", "{:.3f}", batch=50, held_out=0.1),
+            One("mean_rank", "{:.1f}", batch=50, held_out=0.1),
+            One("recall_at_10", "{:.3f}", batch=50, held_out=0.1),
         ],
     ),
     Table(
@@ -161,6 +177,18 @@ TABLES = [
             "relation": {"edges": "typed"},
             "shuffled relations": {"edges": "shuffled"},
             "relation and direction": {"edges": "directed"},
+        },
+        [Value("test", split="random"), Value("test", split="subtree")],
+    ),
+    Table(
+        ("rotary positions", "random split"),
+        "supersense_positions.csv",
+        {
+            "none": {"positions": "none"},
+            "random": {"positions": "random"},
+            "random walks": {"positions": "rwpe"},
+            "landmarks": {"positions": "landmark"},
+            "spectral": {"positions": "spectral"},
         },
         [Value("test", split="random"), Value("test", split="subtree")],
     ),

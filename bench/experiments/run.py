@@ -103,8 +103,8 @@ NOUNS = nouns(
     ("poincare", 10, 1, 3, 1, 500, 20),
     ("euclidean", 5, 1, 5, 0.01, 150, 20),
     ("euclidean", 10, 1, 10, 0.01, 150, 20),
-    ("euclidean", 50, 2, 5, 0.01, 30, 5),
-    ("euclidean", 200, 2, 5, 0.01, 15, 2),
+    ("euclidean", 50, 2, 5, 0.1, 140, 1),
+    ("euclidean", 200, 2, 5, 0.1, 70, 1),
 )
 
 
@@ -122,6 +122,7 @@ NOUNS_TRIALS = nouns(
     ("poincare", 5, 1, 10, 1, 300, 20),
     ("poincare", 5, 1, 10, 0.01, 300, 20),
     ("poincare", 10, 1, 10, 0.01, 300, 20),
+    ("euclidean", 50, 2, 5, 0.01, 30, 5),
 )
 
 
@@ -176,6 +177,18 @@ EXPERIMENTS = [
         ("--root", "mammal"),
         {"epochs": 300},
         10,
+    ),
+    Experiment(
+        "E1c",
+        "The same: the curvature learned, from 1 on",
+        "wordnet_search",
+        "mammals_curvature.csv",
+        arms(dim=DIMS[:-1], curvature_rate=(0.01, 0.1)),
+        (1, 2, 3),
+        ("map", "mean_rank", "curvature"),
+        ("--root", "mammal"),
+        {"model": "poincare", "learning_rate": 0.3, "epochs": 300},
+        6,
     ),
     Experiment(
         "E2",
