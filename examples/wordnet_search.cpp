@@ -352,12 +352,12 @@ void add_options(CLI::App& app, Options& o) {
          "--model", [&o](const std::string& name) { o.model = models.at(name); }, "space (default: poincare)")
       ->check(CLI::IsMember({"poincare", "lorentz", "euclidean"}));
   const auto count = CLI::Range(1, 1 << 20);
-  const CLI::Validator positive(
-      [](const std::string& text) { return std::atof(text.c_str()) > 0 ? "" : text + " is not a number above 0"; },
-      "> 0");
   app.add_option("--dim", o.dim, "dimension of the space")->check(CLI::Range(1, 10000))->capture_default_str();
   app.add_option("--epochs", o.epochs, "passes over all pairs")->check(count)->capture_default_str();
-  app.add_option("--lr,--learning-rate", o.learning_rate, "learning rate (default: 0.3; Euclidean 1)")->check(positive);
+  app.add_option("--lr,--learning-rate", o.learning_rate, "learning rate (default: 0.3; Euclidean 1)")
+      ->check(CLI::Validator(
+          [](const std::string& text) { return std::atof(text.c_str()) > 0 ? "" : text + " is not a number above 0"; },
+          "> 0"));
   app.add_option("--last-factor", o.last_factor,
                  "after burn-in the learning rate falls linearly, in the last epoch to this share of it")
       ->check(CLI::Range(0.0, 1.0))
@@ -366,7 +366,7 @@ void add_options(CLI::App& app, Options& o) {
                  "the loss compares distances (1) or their squares (2) (default: 1; Euclidean 2 above d = 10)")
       ->check(CLI::IsMember({1, 2}));
   app.add_option("--curvature", o.curvature, "c of a space of curvature -c, or what it begins with")
-      ->check(positive)
+      ->check(CLI::Range(1e-6, 100.0))
       ->capture_default_str();
   app.add_option("--curvature-rate", o.curvature_rate, "learning rate of the curvature; 0: it stays as it is")
       ->check(CLI::NonNegativeNumber)

@@ -149,7 +149,6 @@ TABLES = [
         {
             f"{'Poincaré' if arm['model'] == 'poincare' else 'Euclid'}, d = {arm['dim']}": arm
             for arm in NOUNS
-            if by_seed(load(RESULTS / "nouns.csv"), arm)
         },
         [
             One("map", "{:.3f}", batch=50, held_out=0),

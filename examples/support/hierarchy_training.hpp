@@ -37,7 +37,7 @@ struct TrainingConfig {
   double burn_in_factor = 0.01;
   double last_factor = 1;         ///< after burn-in the rate falls linearly, in the last epoch to this share of it
   bool squared_distance = false;  ///< e = d² instead of e = d: better in Euclidean space, if it has room
-  double curvature = 1;           ///< c > 0, or its start: distances are those at curvature −c
+  double curvature = 1;           ///< c, 1e-6 to 100, or its start: distances are those at curvature −c
   double curvature_rate = 0;      ///< learning rate of softplus⁻¹(c); 0: c stays as it is
   std::uint64_t seed = 1;
 };
@@ -266,11 +266,12 @@ class HierarchyTrainer {
     manifold_.distances_vjp(x, others, weight, step.d_node.span(), d_others, worker.d_manifold, distance);
   }
 
-  /// One step of the curvature along the mean of its gradient: c = softplus(raw).
+  /// One step of the curvature along the mean of its gradient: c = softplus(raw), at least 1e-13.
   void bend(std::span<const PairStep> steps, double rate) {
     double d_curvature = 0;
     for (const PairStep& step : steps) d_curvature += step.d_curvature;
     raw_curvature_ -= rate * d_curvature / static_cast<double>(steps.size()) / (1 + std::exp(-raw_curvature_));
+    raw_curvature_ = std::max(raw_curvature_, -30.0);
   }
 
   /// Adds up the gradients of the nodes ≡ share (mod shares) and moves each once.
