@@ -125,6 +125,15 @@ class Table:
         return wrong
 
 
+POSITIONS = {
+    "none": {"positions": "none"},
+    "random": {"positions": "random"},
+    "random walks": {"positions": "rwpe"},
+    "hops to landmarks": {"positions": "landmark"},
+    "spectral": {"positions": "spectral"},
+}
+SPLITS = [Value("test", split="random"), Value("test", split="subtree")]
+
 TABLES = [
     Table(
         ("MAP", "d = 2"),
@@ -177,19 +186,13 @@ TABLES = [
             "shuffled relations": {"edges": "shuffled"},
             "relation and direction": {"edges": "directed"},
         },
-        [Value("test", split="random"), Value("test", split="subtree")],
+        SPLITS,
     ),
     Table(
         ("rotary positions", "random split"),
         "supersense_positions.csv",
-        {
-            "none": {"positions": "none"},
-            "random": {"positions": "random"},
-            "random walks": {"positions": "rwpe"},
-            "landmarks": {"positions": "landmark"},
-            "spectral": {"positions": "spectral"},
-        },
-        [Value("test", split="random"), Value("test", split="subtree")],
+        POSITIONS,
+        SPLITS,
     ),
     Table(
         ("space, recipe", "R_emb"),
@@ -229,13 +232,7 @@ TABLES = [
     Table(
         ("coordinates", "training graphs"),
         "graph_positions.csv",
-        {
-            "none": {"positions": "none"},
-            "random": {"positions": "random"},
-            "random walks": {"positions": "rwpe"},
-            "hops to landmarks": {"positions": "landmark"},
-            "spectral": {"positions": "spectral"},
-        },
+        POSITIONS,
         [Value(name, coordinates=5, epochs=100) for name in ("train_rmse", "test_rmse")],
     ),
     Table(

@@ -254,11 +254,11 @@ class HierarchyTrainer {
     ruvector::simd::exp(std::span<const double>(weight), weight);
     const double sum = std::accumulate(weight.begin(), weight.end(), 0.0);
     step.loss = energy(0) - least + std::log(sum);
-    for (std::size_t j = 0; j < n; ++j) {
+    for (std::size_t j = 0; j < n; ++j)
       weight[j] =
           (double(j == 0) - weight[j] / sum) * (config_.squared_distance ? 2 * scale * distance[j] : 1.0) * scale;
-      step.d_curvature -= weight[j] * distance[j] / (2 * c);
-    }
+    if (config_.curvature_rate > 0)
+      step.d_curvature = -std::inner_product(weight.begin(), weight.end(), distance.begin(), 0.0) / (2 * c);
 
     std::fill(step.d_node.begin(), step.d_node.end(), 0.0);
     const auto d_others = step.d_others.view().cols(0, step.count);
@@ -268,6 +268,7 @@ class HierarchyTrainer {
 
   /// One step of the curvature along the mean of its gradient: c = softplus(raw), at least 1e-13.
   void bend(std::span<const PairStep> steps, double rate) {
+    if (config_.curvature_rate == 0) return;
     double d_curvature = 0;
     for (const PairStep& step : steps) d_curvature += step.d_curvature;
     raw_curvature_ -= rate * d_curvature / static_cast<double>(steps.size()) / (1 + std::exp(-raw_curvature_));
