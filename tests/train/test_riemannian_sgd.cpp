@@ -73,6 +73,40 @@ TEST_CASE("riemannian_sgd: the fused step of the ball is its parts", "[train][ri
   CHECK_THROWS_AS(Ball().descend(Vector<double>(2).span(), Vector<double>(3).span(), 0.1), ShapeError);
 }
 
+TEST_CASE("riemannian_sgd: the fused step of the hyperboloid is its parts", "[train][riemannian_sgd]") {
+  Rng rng(32);
+  Index projected = 0, far = 0;
+  for (int trial = 0; trial < 2000; ++trial) {
+    const Lorentz<double> hyperboloid(rng.uniform(0.5, 2.0));
+    const Index d = 1 + rng.below(20);
+    Vector<double> x(d + 1), gradient(d + 1), step(d + 1), expected(d + 1);
+    for (Index i = 0; i <= d; ++i) x[i] = rng.normal(), gradient[i] = rng.normal();  // the time of x is not its own
+    const double rate = rng.below(20) == 0 ? 0 : rng.uniform(-1.0, 4.0) / std::sqrt(double(d)), margin = 1e-4;
+    if (rng.below(10) == 0) {
+      ++far;  // beyond where points count as projected
+      for (Index i = 1; i <= d; ++i) x[i] *= 1e14, gradient[i] *= 1e-12;
+      gradient[0] = 0;  // in space its rounding is that of 1e14
+    } else if (rng.below(10) == 0) {
+      for (double& g : gradient) g *= 1e200;  // their squares are not finite
+    }
+    hyperboloid.project(x, expected);
+    hyperboloid.riemannian_gradient(expected, gradient, step);
+    for (double& v : step) v *= -rate;
+    (void)hyperboloid.exp(expected, step, expected);
+    const bool moved = hyperboloid.project(expected, expected, margin);
+    CHECK(hyperboloid.descend_along_geodesic(x, gradient, rate, margin) == moved);
+    projected += moved;
+    double size = 0;
+    for (const double v : expected) size = std::max(size, std::fabs(v));
+    for (Index i = 0; i <= d; ++i) CHECK(std::fabs(x[i] - expected[i]) <= 1e-11 * size);
+  }
+  CHECK(projected > 200);
+  CHECK(projected < 1800);
+  CHECK(far > 100);
+  CHECK_THROWS_AS(Lorentz<double>().descend_along_geodesic(Vector<double>(2).span(), Vector<double>(3).span(), 0.1),
+                  ShapeError);
+}
+
 TEST_CASE("riemannian_sgd: in the ball a step is that of Nickel and Kiela", "[train][riemannian_sgd]") {
   // theta <- proj(theta - eta (1 - |theta|^2)^2 / 4 grad)
   Vector<double> x(2);

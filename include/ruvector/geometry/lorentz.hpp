@@ -7,12 +7,14 @@
 #include "ruvector/geometry/columns.hpp"
 #include "ruvector/geometry/hyperbolic_functions.hpp"
 #include "ruvector/geometry/vectors.hpp"
+#include "ruvector/simd/arch.hpp"
 #include "ruvector/simd/math.hpp"
 
 #include <algorithm>
 #include <cmath>
 #include <span>
 #include <string_view>
+#include <tuple>
 
 namespace ruvector::inline RUVECTOR_ABI::geometry {
 
@@ -300,6 +302,72 @@ struct Lorentz {
   bool exp(std::span<const T> x, std::span<const T> v, std::span<T> out) const {
     const double c = checked("Lorentz::exp", x, v, out);
     return write_point(out, c, Step(c, x, v));
+  }
+
+  /// x ← project(exp_x(−rate·riemannian_gradient(x, g)), margin) in one pass: what Riemannian SGD along geodesics does
+  /// to every row. The gradient by the time arrives at the space part, h = g⃗ + (g₀/x₀) x⃗; with b = x⃗·h the step is
+  /// −rate·(h + c b x⃗), its length rate·√(‖h‖² + c b²). Returns whether the result had to be projected. Throws
+  /// ConfigError unless 0 < margin < 1. O(d).
+  bool descend_along_geodesic(std::span<T> x, std::span<const T> gradient, T rate, T margin = boundary_margin<T>) const
+      requires(std::same_as<T, double>) {
+    const double c = checked("Lorentz::descend_along_geodesic", x, gradient);
+    const double limit = 1 / detail::checked_margin(margin);
+    using Batch = simd::Batch<double>;
+    constexpr Index width = simd::lanes<double>;
+    const Index n = detail::length(gradient) - 1;
+    double* const at = x.data() + 1;
+    const double* const g = gradient.data() + 1;
+    const auto products = [&](double unit) {  // ‖x⃗‖², x⃗·g⃗, ‖g⃗‖² for g in units
+      double xx = 0, xg = 0, gg = 0;
+      Index i = 0;
+      if (n >= width) {
+        Batch sum_xx(0.0), sum_xg(0.0), sum_gg(0.0);
+        for (; i + width <= n; i += width) {
+          const Batch xi = simd::load(at + i), gi = unit * simd::load(g + i);
+          sum_xx = simd::fma(xi, xi, sum_xx);
+          sum_xg = simd::fma(xi, gi, sum_xg);
+          sum_gg = simd::fma(gi, gi, sum_gg);
+        }
+        xx = simd::reduce_add(sum_xx), xg = simd::reduce_add(sum_xg), gg = simd::reduce_add(sum_gg);
+      }
+      for (; i < n; ++i) {
+        const double gi = unit * g[i];
+        xx += at[i] * at[i], xg += at[i] * gi, gg += gi * gi;
+      }
+      return std::tuple(xx, xg, gg);
+    };
+    double unit = 1;
+    auto [xx, xg, gg] = products(unit);
+    const bool large = !(gg + gradient[0] * gradient[0] < 1e250);
+    if (c * xx > reach * reach || large) [[unlikely]] {
+      project(x, x);
+      if (large) unit = 0x1p-600;
+      std::tie(xx, xg, gg) = products(unit);
+    }
+    const double k = unit * gradient[0] / std::sqrt(1 / c + xx), b = xg + k * xx;
+    const double norm = std::sqrt(c * (std::max(0.0, gg + k * (xg + b)) + c * b * b));
+    const double z = std::min(std::abs(rate) / unit * norm, longest);
+    // cosh z = 1 + e²/(2(1 + e)), sinh z = (e + e/(1 + e))/2 of e = exp(z) − 1
+    const double e = std::expm1(z), part = e / (1 + e);
+    const double step = z == 0 ? -rate / unit : std::copysign((e + part) / (2 * norm), -rate);
+    const double along = unit * step, stay = 1 + e * part / 2 + step * (k + c * b);
+    double square_to = 0;
+    Index i = 0;
+    if (n >= width) {
+      Batch squares(0.0);
+      for (; i + width <= n; i += width) {
+        const Batch to = simd::fma(Batch(stay), simd::load(at + i), Batch(along) * simd::load(g + i));
+        squares = simd::fma(to, to, squares);
+        simd::store(at + i, to);
+      }
+      square_to = simd::reduce_add(squares);
+    }
+    for (; i < n; ++i) {
+      at[i] = stay * at[i] + along * g[i];
+      square_to += at[i] * at[i];
+    }
+    x[0] = std::sqrt(1 / c + square_to);
+    return c * square_to > limit * limit && project(x, x, margin);
   }
 
   /// Adds the gradients of d_out · exp_x(v).

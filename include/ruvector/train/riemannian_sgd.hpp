@@ -89,11 +89,12 @@ template <geometry::Manifold M>
 void riemannian_sgd_step(const M& manifold, std::span<ScalarOf<M>> x, std::span<const ScalarOf<M>> gradient,
                          ScalarOf<M> learning_rate, const RiemannianSgdConfig& config, std::span<ScalarOf<M>> step) {
   using T = ScalarOf<M>;
-  if constexpr (requires { manifold.descend(x, gradient, learning_rate, T(1)); }) {
-    if (!config.exponential_map && config.max_gradient_norm == std::numeric_limits<double>::infinity()) {
-      (void)manifold.descend(x, gradient, learning_rate, static_cast<T>(config.margin));
-      return;
-    }
+  if (config.max_gradient_norm == std::numeric_limits<double>::infinity()) {
+    const T margin = static_cast<T>(config.margin);
+    if constexpr (requires { manifold.descend(x, gradient, learning_rate, margin); })
+      if (!config.exponential_map) return void(manifold.descend(x, gradient, learning_rate, margin));
+    if constexpr (requires { manifold.descend_along_geodesic(x, gradient, learning_rate, margin); })
+      if (config.exponential_map) return void(manifold.descend_along_geodesic(x, gradient, learning_rate, margin));
   }
   manifold.riemannian_gradient(x, gradient, step);
   T scale = -learning_rate;
