@@ -174,8 +174,7 @@ void mapped(Rows& rows) {
   if (!rows.wanted("M3")) return;
   const double small = mapped_peak(100'000, 16), large = mapped_peak(10'000'000, 16);
   rows.figure("M3", "mapped keys and values, n = 1e5 -> 1e7: growth of the heap", {1, true},
-              (large - small) / (1 << 20), "MiB");
-  std::printf("  %.0f kB at 1e7\n", large / 1000);
+              (large - small) / (1 << 20), "MiB", large / 1000, "kB at 1e7");
 }
 
 // How fast the other scores are, for which there is no target.

@@ -4,15 +4,18 @@
 # check_readme.py <source directory>: every figure in the README's tables of experiments is what the runs in results/
 # give. A table is known by its first header cells; each of its rows must be named below and have runs, and each cell
 # must read as computed from them: mean ± half of the 95 % interval (examples/support/intervals.hpp), over the seeds.
-# The table of claims is that of run.py, whole: a claim that fails cannot be left out.
+# The tables of claims and of speeds are those of run.py and speeds.py, whole: a claim that fails cannot be left out.
+# Figures in the sentences of that chapter must be named in prose.py.
 # A table with "±" or "recall" in it that is not named below is an error, so that none is added without its runs.
 
 import pathlib
 import re
 import sys
 
+import prose
+import speeds
 from measured import between, by_seed, column, curve, interval, load, matches
-from run import CLAIMS, DIMS, MAMMALS, NOUNS, RESULTS, claims
+from run import CLAIMS, DIMS, MAMMALS, NOUNS, claims
 
 
 class Value:
@@ -52,6 +55,20 @@ class One(Value):
     def text(self, table, row, cell):
         (value,) = self.read(table, row).values()
         return self.form.format(self.factor * value).replace("-", "−")
+
+
+class First(Value):
+    """column of the run with seed 1, with as many decimals as the cell has."""
+
+    def text(self, table, row, cell):
+        return f"{self.read(table, row)['1']:.{len(cell.partition('.')[2])}f}"
+
+
+class Published:
+    """What others found: in prose.py or run.py, if anywhere."""
+
+    def text(self, table, row, cell):
+        return cell
 
 
 class Memory(One):
@@ -125,6 +142,7 @@ class Table:
         return wrong
 
 
+NAMES = {"poincare": "Poincaré", "lorentz": "Lorentz", "euclidean": "Euclid"}
 POSITIONS = {
     "none": {"positions": "none"},
     "random": {"positions": "random"},
@@ -135,6 +153,17 @@ POSITIONS = {
 SPLITS = [Value("test", split="random"), Value("test", split="subtree")]
 
 TABLES = [
+    Table(
+        ("model (300 epochs, one thread)", "mean rank"),
+        "mammals.csv",
+        {
+            "Poincaré, d = 5": MAMMALS["published"][DIMS.index(5)],
+            "Lorentz, d = 5": MAMMALS["lorentz"][DIMS.index(5)],
+            "Euclidean, d = 5": MAMMALS["euclidean"][DIMS.index(5)],
+            "Euclidean, d = 50": MAMMALS["euclidean"][DIMS.index(50)],
+        },
+        [*(First(name, epochs=300) for name in ("mean_rank", "map", "recall_at_10", "seconds")), Published()],
+    ),
     Table(
         ("MAP", "d = 2"),
         "mammals.csv",
@@ -155,10 +184,7 @@ TABLES = [
     Table(
         ("WordNet's nouns", "MAP"),
         "nouns.csv",
-        {
-            f"{'Poincaré' if arm['model'] == 'poincare' else 'Euclid'}, d = {arm['dim']}": arm
-            for arm in NOUNS
-        },
+        {f"{NAMES[arm['model']]}, d = {arm['dim']}": arm for arm in NOUNS},
         [
             One("map", "{:.3f}", batch=50, held_out=0),
             One("mean_rank", "{:.2f}", batch=50, held_out=0),
@@ -260,10 +286,6 @@ TABLES = [
     ),
 ]
 
-# Not of experiments, or made by the command above them (one run, one seed) and checked by its own test.
-OTHERS = [("model (300 epochs, one thread)",)]
-
-
 def tables_of(text):
     """Each table as a list of rows of cells, without the line under the header. Code is not looked at."""
     table = []
@@ -278,25 +300,27 @@ def tables_of(text):
 def main(source):
     source = pathlib.Path(source)
     wrong, seen = [], set()
+    written = {tuple(CLAIMS): claims, tuple(speeds.HEADER): speeds.shown}  # whole, by run.py
     for table in TABLES:
         table.load(source / "bench" / "experiments" / "results")
-    for rows in tables_of((source / "README.md").read_text(encoding="utf-8")):
+    readme = (source / "README.md").read_text(encoding="utf-8")
+    for rows in tables_of(readme):
         known = next((t for t in TABLES if tuple(rows[0][: len(t.header)]) == t.header), None)
-        if rows[0] == CLAIMS:
-            seen.add("claims")
-            if rows[1:] != list(claims()):
-                wrong.append("the claims are not what the runs give: run.py --report")
+        if tuple(rows[0]) in written:
+            seen.add(tuple(rows[0]))
+            if rows[1:] != list(written[tuple(rows[0])]()):
+                wrong.append(f"the table {rows[0]} is not what the runs give: run.py --report")
         elif known is not None:
             seen.add(known.header)
             for cells in rows[1:]:
                 wrong += known.check(cells)
             for row in known.rows.keys() - {cells[0] for cells in rows[1:]}:
                 wrong.append(f"row '{row}' of {known.file} is not in the table")
-        elif not any(tuple(rows[0][: len(header)]) == header for header in OTHERS):
-            if re.search("±|[Rr]ecall", " ".join(cell for row in rows for cell in row)):
-                wrong.append(f"a table of experiments without runs: {rows[0]}")
+        elif re.search("±|[Rr]ecall", " ".join(cell for row in rows for cell in row)):
+            wrong.append(f"a table of experiments without runs: {rows[0]}")
     wrong += [f"no table {table.header} in README.md" for table in TABLES if table.header not in seen]
-    wrong += ["no table of claims"] if "claims" not in seen else []
+    wrong += [f"no table {list(header)} in README.md" for header in written if header not in seen]
+    wrong += prose.check(readme)
     for problem in wrong:
         print("README.md:", problem)
     return 1 if wrong else 0

@@ -6,12 +6,9 @@
 # finished; the same command goes on. run.py --report: what is written alone.
 
 import argparse
-import csv
 import dataclasses
 import datetime
-import os
 import pathlib
-import platform
 import signal
 import statistics
 import subprocess
@@ -19,11 +16,24 @@ import sys
 import tempfile
 import time
 
-from measured import between, by_seed, column, curve, interval, load, matches, paired
+import speeds
+from measured import (
+    RESULTS,
+    add_provenance,
+    append,
+    between,
+    by_seed,
+    column,
+    curve,
+    interval,
+    load,
+    matches,
+    paired,
+    provenance,
+    table,
+    write_into_readme,
+)
 
-HERE = pathlib.Path(__file__).resolve().parent
-RESULTS = HERE / "results"
-PROVENANCE = ["processor", "commit", "date"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -383,40 +393,7 @@ EXPERIMENTS = [
 # --- Running ---
 
 
-def command_output(*command):
-    return subprocess.run(command, cwd=HERE, capture_output=True, text=True, check=True).stdout.strip()
-
-
-def commit():
-    """The short hash, with + where the sources differ from it."""
-    changed = command_output("git", "status", "--porcelain", "--", "../../include", "../../examples")
-    return command_output("git", "rev-parse", "--short", "HEAD") + ("+" if changed else "")
-
-
-def processor():
-    name = platform.processor() or platform.machine()
-    if os.path.exists("/proc/cpuinfo"):
-        with open("/proc/cpuinfo", encoding="utf-8") as info:
-            name = next((line.split(":")[1].strip() for line in info if line.startswith("model name")), name)
-    return f"{name} {os.cpu_count()} cores".replace(",", " ")
-
-
-def append(path, new, provenance, wanted):
-    """Adds the lines that `wanted` takes, with their provenance. All or nothing. Returns how many."""
-    with open(new, newline="", encoding="utf-8") as lines:
-        reader = csv.DictReader(lines)
-        header, lines = list(reader.fieldnames or []), [line for line in reader if wanted(line)]
-    old = path.read_text(encoding="utf-8") if path.exists() else ",".join(header + PROVENANCE) + "\n"
-    if old.splitlines()[0].split(",") != header + PROVENANCE:
-        raise SystemExit(f"{path} has other columns than what the program writes: {','.join(header)}")
-    text = "".join(",".join([line[name] for name in header] + provenance) + "\n" for line in lines)
-    partial = path.with_suffix(".partial")
-    partial.write_text(old + text, encoding="utf-8")
-    partial.replace(path)
-    return len(lines)
-
-
-def call(experiment, arm, seeds, programs, provenance):
+def call(experiment, arm, seeds, programs, origin):
     """Runs the program, and keeps the lines of what it finished. Returns its exit code."""
     state = programs / "experiments" / experiment.id
     state.mkdir(parents=True, exist_ok=True)
@@ -439,9 +416,9 @@ def call(experiment, arm, seeds, programs, provenance):
                 stopped = True
         if out.exists():  # what was stopped early is not in it
             present = {line["seed"] for line in experiment.lines(arm)}
-            append(RESULTS / experiment.file, out, provenance, lambda line: line["seed"] not in present)
+            append(RESULTS / experiment.file, out, origin, lambda line: line["seed"] not in present)
             if curves.exists():
-                append(RESULTS / experiment.curves, curves, provenance, lambda line: line["seed"] not in present)
+                append(RESULTS / experiment.curves, curves, origin, lambda line: line["seed"] not in present)
         return 130 if stopped else code
 
 
@@ -449,14 +426,14 @@ def clock(seconds):
     return str(datetime.timedelta(seconds=round(seconds)))
 
 
-def run(experiments, programs, provenance):
+def run(experiments, programs, origin):
     calls = [(e, arm, seeds) for e in experiments for arm, seeds in e.calls()]
     left = [e.expected_seconds(arm, seeds) for e, arm, seeds in calls]
     for number, (experiment, arm, seeds) in enumerate(calls):
         name = " ".join([experiment.id, *map(str, arm.values()), "seed", ",".join(map(str, seeds))])
         print(f"[{number + 1}/{len(calls)}] {name}: about {clock(sum(left[number:]))} left", file=sys.stderr)
         start = time.monotonic()
-        code = call(experiment, arm, seeds, programs, provenance)
+        code = call(experiment, arm, seeds, programs, origin)
         if code in (130, -signal.SIGINT):
             print("stopped; the same command goes on", file=sys.stderr)
             return 130
@@ -725,13 +702,6 @@ def cell(values):
     return f"{mean:.{digits}f} ± {half:.{digits}f}"
 
 
-def table(header, rows):
-    yield "| " + " | ".join(header) + " |"
-    yield "|" + "---|" * len(header)
-    for row in rows:
-        yield "| " + " | ".join(row) + " |"
-
-
 def report():
     text = [
         "# Experiments",
@@ -765,11 +735,11 @@ def report():
         picture = (RESULTS / e.file).with_suffix(".svg")
         if picture.exists():
             text += ["", f"![{e.title}]({picture.name})"]
+    text += ["", "## Speeds", "", f"`speeds.py`, [{speeds.FILE.name}]({speeds.FILE.name})", ""]
+    text += table(*speeds.report())
     (RESULTS / "report.md").write_text("\n".join(text) + "\n", encoding="utf-8")
-    readme = HERE.parent.parent / "README.md"
-    before, header, rest = readme.read_text(encoding="utf-8").partition("| " + " | ".join(CLAIMS) + " |\n")
-    if header:
-        readme.write_text(before + "\n".join(table(CLAIMS, claims())) + rest[rest.index("\n\n") :], encoding="utf-8")
+    write_into_readme(CLAIMS, claims())
+    write_into_readme(speeds.HEADER, speeds.shown())
 
 
 def main():
@@ -777,8 +747,7 @@ def main():
     parser.add_argument("ids", nargs="*", help="experiments (default: all): " + ", ".join(e.id for e in EXPERIMENTS))
     parser.add_argument("--programs", type=pathlib.Path, help="folder of the built examples")
     parser.add_argument("--report", action="store_true", help="the report alone")
-    parser.add_argument("--processor", default=processor(), help="name of the processor in the CSV files")
-    parser.add_argument("--commit", help="commit of the programs (default: that of these sources)")
+    add_provenance(parser)
     arguments = parser.parse_args()
     unknown = set(arguments.ids) - {e.id for e in EXPERIMENTS}
     if unknown or (arguments.programs is None and not arguments.report):
@@ -786,8 +755,7 @@ def main():
     code = 0
     if not arguments.report:
         wanted = [e for e in EXPERIMENTS if not arguments.ids or e.id in arguments.ids]
-        provenance = [arguments.processor, arguments.commit or commit(), datetime.date.today().isoformat()]
-        code = run(wanted, arguments.programs.resolve(), provenance)
+        code = run(wanted, arguments.programs.resolve(), provenance(arguments))
     report()
     return code
 

@@ -9,6 +9,8 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <filesystem>
+#include <fstream>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -35,22 +37,36 @@ struct Target {
 ///     if (rows.wanted("F1"))
 ///       rows.share("F1", "forward, d = 64", {0.87}, Limit::fma, 4.0 * m * n * d, [&] { … }, [&] { return error; });
 ///     return rows.finish();
+///
+/// --csv appends a line a row to a file: what bench/experiments/results/speeds.csv is made of.
 class Rows {
  public:
-  /// Reads --quick, --only, --rows; what it does not know stays in `arguments()`.
-  Rows(int argc, char** argv) {
+  /// Reads --quick, --only, --rows, --csv; what it does not know stays in `arguments()`.
+  Rows(int argc, char** argv) : program_(std::filesystem::path(argv[0]).filename().string()) {
     CLI::App app("Measures rows of the table of targets.");
+    std::string csv;
     app.allow_extras();
     app.add_flag("--quick", quick_, "fewer rounds");
     app.add_flag("--rows", rows_only_, "rows only, no other benchmarks");
     app.add_option("--only", only_, "these rows, by id");
     app.add_option("--like", like_, "rows whose description contains this text");
+    app.add_option("--csv", csv, "append the rows to this file");
+    app.add_option("--seed", run_, "number of this run in that file");
     try {
       app.parse(argc, argv);
     } catch (const CLI::ParseError& e) {
       std::exit(app.exit(e));
     }
     arguments_ = app.remaining_for_passthrough();
+    if (!csv.empty()) {
+      const bool is_new = !std::filesystem::exists(csv);
+      csv_.open(csv, std::ios::app);
+      if (is_new) csv_ << "program,id,work,seed,measured,unit,target,here,here_unit\n";
+      if (!csv_) {
+        std::fprintf(stderr, "%s: cannot write %s\n", program_.c_str(), csv.c_str());
+        std::exit(2);
+      }
+    }
     ruvector::ThreadPool two(2);
     std::printf("limits: %.1f GFLOP/s, two threads %.1f; ", best([&] { return limits_.fma(); }) / 1e9,
                 best([&] { return limits_.fma(two); }) / 1e9);
@@ -80,8 +96,7 @@ class Rows {
       rates.push_back(amount * double(times) / seconds(run, times, cpu_clock));
       ratios.push_back(rates.back() / most);
     });
-    print(id, work, target, median(ratios), "%");
-    std::printf("  %7.1f %s\n", median(rates) / 1e9, limit == Limit::fma ? "GFLOP/s" : "GB/s");
+    print(id, work, target, median(ratios), "%", median(rates) / 1e9, limit == Limit::fma ? "GFLOP/s" : "GB/s");
   }
 
   /// A time of `run()` on this thread, scaled to a machine with this peak of fused multiply-adds: at most `target`
@@ -95,8 +110,7 @@ class Rows {
       times_here.push_back(seconds(run, times, cpu_clock) / double(times));
       scaled.push_back(times_here.back() * most / peak * 1e3);
     });
-    print(id, work, {target, true}, median(scaled), "ms");
-    std::printf("  %7.2f ms here\n", median(times_here) * 1e3);
+    print(id, work, {target, true}, median(scaled), "ms", median(times_here) * 1e3, "ms here");
   }
 
   /// How many times longer `slow()` takes than `fast()`: by the time of this thread (cpu_clock), or by real time where
@@ -112,13 +126,13 @@ class Rows {
       times_of_fast.push_back(seconds(fast, times, clock) / double(times));
       ratios.push_back(one / times_of_fast.back());
     });
-    print(id, work, target, median(ratios), "x");
-    std::printf("  %7.2f ms\n", median(times_of_fast) * 1e3);
+    print(id, work, target, median(ratios), "x", median(times_of_fast) * 1e3, "ms");
   }
 
-  /// A figure that was found otherwise.
-  void figure(std::string_view id, const std::string& work, Target target, double value, std::string_view unit) {
-    print(id, work, target, value, unit);
+  /// A figure that was found otherwise, with another one beside it.
+  void figure(std::string_view id, const std::string& work, Target target, double value, std::string_view unit,
+              double here, std::string_view here_unit) {
+    print(id, work, target, value, unit, here, here_unit);
   }
 
   /// What `main` returns: 1 if a result was wrong.
@@ -176,9 +190,9 @@ class Rows {
     return *middle;
   }
 
-  static void print(std::string_view id, const std::string& work, Target target, double measured,
-                    std::string_view unit) {
-    char bound[16] = "-", value[16];
+  void print(std::string_view id, const std::string& work, Target target, double measured, std::string_view unit,
+             double here, std::string_view here_unit) {
+    char bound[16] = "-", value[16];  // of the target: none
     const char* verdict = "";
     const auto text = [&](char(&to)[16], double x) {
       std::snprintf(to, sizeof to, unit == "%" ? "%.1f %s" : "%.2f %s", unit == "%" ? 100 * x : x, unit.data());
@@ -188,13 +202,22 @@ class Rows {
       text(bound, target.ratio);
       verdict = (target.at_most ? measured <= target.ratio : measured >= target.ratio) ? "met" : "missed";
     }
-    std::printf("%-4.*s %-58s %8s %9s  %-6s", int(id.size()), id.data(), work.c_str(), bound, value, verdict);
+    std::printf("%-4.*s %-58s %8s %9s  %-6s  %7.2f %s\n", int(id.size()), id.data(), work.c_str(), bound, value,
+                verdict, here, here_unit.data());
+    if (csv_.is_open())
+      csv_ << program_ << ',' << id << ",\"" << work << "\"," << run_ << ',' << measured << ',' << unit << ','
+           << (target.ratio == 0 ? ""
+               : target.at_most  ? "<= "
+                                 : ">= ")
+           << bound << ',' << here << ',' << here_unit << std::endl;
   }
 
   Limits limits_;
   bool quick_ = false, rows_only_ = false, wrong_ = false;
   std::vector<std::string> only_, arguments_;
-  std::string like_;
+  std::string like_, program_;
+  std::ofstream csv_;
+  int run_ = 1;
 };
 
 /// max |x − reference| / max |reference| over two ranges of the same length.
