@@ -674,7 +674,6 @@ int main(int argc, char** argv) {
       options.lambdas = {0.02, 0.05, 0.1, 0.2, 0.5, 1};
       options.targets = {0.995};
     }
-    handle_interrupts();
     return compare(options);
   });
 }

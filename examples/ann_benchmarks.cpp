@@ -440,7 +440,6 @@ int main(int argc, char** argv) {
       options.ef_construction = 100;
       options.ef = {10, 160};
     }
-    handle_interrupts();
     return measure(options);
   });
 }

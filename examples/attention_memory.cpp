@@ -345,11 +345,13 @@ int measure(const Options& options) {
   std::vector<Row> rows;
   bool good = true;
   for (const Index n : options.sizes) {
+    if (interrupted()) return 130;
     const double saved = compare(options, rows, "attention", n, n);
     good = good && (n < 2048 || saved >= 0.4);
   }
   compare(options, rows, "neighbourhood", 1, 32);
   compare(options, rows, "one query", 1, options.single);
+  if (interrupted()) return 130;
   if (!good) std::fprintf(stderr, "attention_memory: tiles save less than 40 %%\n");
   if (compare_graph(options, rows) < 0.4) {
     std::fprintf(stderr, "attention_memory: GATv2 on a graph saves less than 40 %%\n");

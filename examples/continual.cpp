@@ -261,7 +261,6 @@ int main(int argc, char** argv) {
       options.seeds = 1;
       options.iterations = 60;
     }
-    handle_interrupts();
     const ContinualProblem problem =
         options.data == "fashion" ? split_fashion_mnist(options.fashion_mnist) : wordnet_subtrees(options.wordnet, 1);
     std::printf("%s:", problem.name.c_str());

@@ -195,7 +195,6 @@ int main(int argc, char** argv) {
   add_options(app, options);
   return run_program(app, argc, argv, [&] {
     if (options.dim % options.heads != 0) throw CLI::ValidationError("--heads", "must divide --dim");
-    handle_interrupts();
     const Result result = run(options);
     report(options, result);
     if (interrupted()) return 130;

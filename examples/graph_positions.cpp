@@ -206,7 +206,6 @@ int main(int argc, char** argv) {
                "graph_positions");
   add_options(app, options);
   return run_program(app, argc, argv, [&] {
-    handle_interrupts();
     const Result result = run(options);
     if (interrupted()) return 130;
     std::printf("\npositions  seed  training error  test error  seconds\n%-9s  %4llu  %14.4f  %10.4f  %7.1f\n",

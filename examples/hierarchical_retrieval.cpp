@@ -810,7 +810,6 @@ int main(int argc, char** argv) {
   add_options(app, options);
   return run_program(app, argc, argv, [&] {
     try {
-      handle_interrupts();
       const auto database = wordnet::read(options.wordnet, "noun");
       const auto hierarchy = build_hierarchy(database, options.quick ? "mammal" : options.root);
       const Relevance relevant = relevance(hierarchy);

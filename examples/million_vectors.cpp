@@ -429,7 +429,6 @@ int main(int argc, char** argv) {
   add_options(app, options);
   return run_program(app, argc, argv, [&] {
     try {
-      handle_interrupts();
       return search_all(options) ? 0 : 1;
     } catch (const Interrupted&) {
       std::fprintf(stderr, "stopped; the next run goes on from here\n");

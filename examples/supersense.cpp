@@ -486,7 +486,6 @@ int main(int argc, char** argv) {
       throw CLI::ValidationError("--attention", "dot goes with --edges none, gatv2 with --positions none");
     if (options.attention == "dot" && (options.all || options.tune || options.quick))
       throw CLI::ValidationError("--attention", "--all, --tune and --quick are about gatv2");
-    handle_interrupts();
     const auto database = wordnet::read(options.wordnet, "noun");
     if (options.quick) return quick(options, database);
     const SupersenseGraph data = supersense_graph(database, options.root);

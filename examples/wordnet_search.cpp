@@ -26,6 +26,7 @@
 #include <ruvector/geometry/euclidean.hpp>
 #include <ruvector/geometry/lorentz.hpp>
 #include <ruvector/geometry/poincare_ball.hpp>
+#include <ruvector/io/checkpoint.hpp>
 #include <ruvector/search/exact_search.hpp>
 #include <ruvector/search/scores.hpp>
 
@@ -33,6 +34,7 @@
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
+#include <filesystem>
 #include <functional>
 #include <map>
 #include <optional>
@@ -59,7 +61,7 @@ struct Options {
   double last_factor = 1, held_out = 0, curvature = 1, curvature_rate = 0;
   Index threads = 1;
   std::uint64_t seed = 1;
-  std::string svg, csv, save, load;
+  std::string svg, csv, save, load, checkpoint;
   std::vector<std::string> queries;
   bool demo = false, quick = false;
 };
@@ -130,29 +132,63 @@ Matrix<double> initial_points(const M& manifold, Index nodes, Index dim, Rng rng
   return points;
 }
 
+/// What decides about a training, in its checkpoint.
+std::string key_of(const Options& o, const TrainingConfig& config, Model model, const Hierarchy& hierarchy) {
+  char text[256];
+  std::snprintf(text, sizeof text,
+                "%d nodes %d pairs model %d epochs %d batch %d negatives %d rate %.17g last %.17g "
+                "burn-in %d squared %d curvature %.17g rate %.17g held out %.17g seed %llu",
+                int(hierarchy.size()), int(hierarchy.pairs()), int(model), int(config.epochs), int(config.batch),
+                int(config.negatives), config.sgd.learning_rate, config.last_factor, int(config.burn_in),
+                int(config.squared_distance), config.curvature, config.curvature_rate, o.held_out,
+                static_cast<unsigned long long>(config.seed));
+  return text;
+}
+
+/// Goes on where the checkpoint `file` was left. Throws ConfigError if it is of another training.
+void resume(const std::string& file, const std::string& key, TrainingState& state) {
+  if (file.empty() || !std::filesystem::exists(file)) return;
+  const auto& metadata = ruvector::io::SafetensorsFile(file).metadata;
+  const auto saved = metadata.find("run");
+  if (saved == metadata.end() || saved->second != key)
+    throw ruvector::ConfigError("--checkpoint: " + file + " is of another training: " +
+                                (saved == metadata.end() ? "unknown" : saved->second) + "; expected: " + key);
+  ruvector::io::load_checkpoint(file, state);
+  std::fprintf(stderr, "goes on after %d pairs, from %s\n", int(state.pairs), file.c_str());
+}
+
 Embedding train(const Options& options, Model model, Index dim, const Hierarchy& hierarchy, ThreadPool& threads) {
   return with_manifold(model, [&](const auto& manifold) {
     const TrainingConfig config = recipe(options, model, dim);
     Embedding result{.model = model, .dim = dim, .points = {}, .quality = {}, .config = config};
-    result.points = initial_points(manifold, hierarchy.size(), dim, Rng(config.seed).split(~0u));
-
     Hierarchy known = hierarchy;
     const Adjacency held_out = hold_out(known, options.held_out, Rng(config.seed).split(~0u - 1));
     HierarchyTrainer trainer(manifold, known, config);
+    TrainingState state = trainer.start(initial_points(manifold, hierarchy.size(), dim, Rng(config.seed).split(~0u)));
+    const std::string key = key_of(options, config, model, hierarchy);
+    resume(options.checkpoint, key, state);
+    const auto save = [&] {
+      if (!options.checkpoint.empty()) ruvector::io::save_checkpoint(options.checkpoint, state, {}, {{"run", key}});
+    };
     std::stop_source stop;
-    Index pairs = 0;
     {
       ProgressBar bar(title(model, dim), "pairs");
+      double saved = state.seconds;
       const auto progress = [&](const ruvector::ProgressReport& report) {
         pass_on_interrupt(stop);
-        result.seconds = report.seconds;
         bar(report);
+        if (state.seconds - saved < 60) return;
+        saved = state.seconds;
+        save();
       };
-      pairs = trainer.run(result.points, threads, progress, stop.get_token());
+      trainer.run(state, threads, progress, stop.get_token());
     }
-    result.interrupted = stop.stop_requested();
+    result.interrupted = state.pairs < config.epochs * known.pairs();
+    save();
+    result.points = std::move(state.points);
+    result.seconds = state.seconds;
     result.curvature = trainer.curvature();
-    const double rate = static_cast<double>(pairs) / std::max(result.seconds, 1e-9);
+    const double rate = static_cast<double>(state.pairs) / std::max(result.seconds, 1e-9);
     std::fprintf(stderr, "%s: %.1f s, %.0f pairs/s, %.1f million (pair, negative) evaluations/s%s\n",
                  title(model, dim).c_str(), result.seconds, rate, rate * static_cast<double>(config.negatives) / 1e6,
                  result.interrupted ? ", stopped early" : "");
@@ -388,6 +424,9 @@ void add_options(CLI::App& app, Options& o) {
   app.add_option("--svg", o.svg, "draw the Poincaré disk to this file (needs --model poincare --dim 2)")
       ->type_name("FILE");
   app.add_option("--csv", o.csv, "append a line with the figures to this file")->type_name("FILE");
+  app.add_option("--checkpoint", o.checkpoint,
+                 "save the training to this file every minute and on Ctrl-C, and go on from it")
+      ->type_name("F.safetensors");
   app.add_option("--save", o.save, "save the points to F.npy, and their synset offsets to F.ids.txt")
       ->type_name("F.npy");
   app.add_option("--load", o.load, "load such files instead of training")->type_name("F.npy");
@@ -409,7 +448,8 @@ int main(int argc, char** argv) {
       throw CLI::ValidationError("--curvature", "Euclidean space has none");
     if (options.held_out > 0 && (options.demo || !options.load.empty()))
       throw CLI::ValidationError("--held-out", "is for training, and not for --demo");
-    handle_interrupts();
+    if (!options.checkpoint.empty() && (options.demo || !options.load.empty()))
+      throw CLI::ValidationError("--checkpoint", "is for training, and not for --demo");
     return options.demo ? demo(options) : run(options);
   });
 }

@@ -8,6 +8,7 @@
 import argparse
 import dataclasses
 import datetime
+import math
 import pathlib
 import signal
 import statistics
@@ -47,7 +48,7 @@ class Experiment:
     arms: tuple
     seeds: tuple
     values: tuple  # columns of the report
-    options: tuple = ()  # of each call; {state} is a folder that stays until the experiment is finished
+    options: tuple = ()  # of each call; {state} is a folder that stays, {run} names the arm and the seeds
     where: dict = dataclasses.field(default_factory=dict)  # what else a line must have
     seconds: float = 60  # of a run, until one was measured
     curves: str = ""  # a second file, of --curve-csv: appended to, not looked at
@@ -123,6 +124,8 @@ NOUNS = nouns(
 def of_nouns(*published):
     return {tuple(arm.values()): text for arm, text in zip(NOUNS, published)}
 
+
+CHECKPOINT = ("--checkpoint", "{state}/{run}.safetensors")
 
 # What was tried for them, and runs that are not the best.
 NOUNS_TRIALS = nouns(
@@ -210,7 +213,7 @@ EXPERIMENTS = [
         NOUNS,
         (1,),
         ("map", "mean_rank", "seconds"),
-        ("--batch", "50"),
+        ("--batch", "50", *CHECKPOINT),
         {"batch": 50, "held_out": 0},
         1200,
         published=of_nouns(
@@ -233,7 +236,7 @@ EXPERIMENTS = [
         NOUNS_TRIALS,
         (1,),
         ("map", "mean_rank", "seconds"),
-        ("--batch", "50"),
+        ("--batch", "50", *CHECKPOINT),
         {"batch": 50, "held_out": 0},
         200,
     ),
@@ -245,7 +248,7 @@ EXPERIMENTS = [
         NOUNS[:2],
         (1,),
         ("map", "mean_rank", "seconds"),
-        ("--batch", "50", "--held-out", "0.1"),
+        ("--batch", "50", "--held-out", "0.1", *CHECKPOINT),
         {"batch": 50, "held_out": 0.1},
         1200,
         published=of_nouns("MAP 0.825, mean rank 5.7 (another split)", "MAP 0.852, mean rank 4.3 (another split)"),
@@ -393,19 +396,21 @@ EXPERIMENTS = [
 # --- Running ---
 
 
-def call(experiment, arm, seeds, programs, origin):
-    """Runs the program, and keeps the lines of what it finished. Returns its exit code."""
+def call(experiment, arm, seeds, programs, origin, budget=None):
+    """Runs the program, for so many seconds at most, and keeps the lines of what it finished. Returns its exit code."""
     state = programs / "experiments" / experiment.id
     state.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         out = pathlib.Path(folder) / "runs.csv"
         command = [str(programs / experiment.program), "--csv", str(out)]
-        command += [option.format(state=state) for option in experiment.options]
+        run_name = "_".join(map(str, [*arm.values(), *seeds]))
+        command += [option.format(state=state, run=run_name) for option in experiment.options]
         for name, value in arm.items():
             command += ["--" + name.replace("_", "-"), str(value)]
         curves = pathlib.Path(folder) / "curves.csv"
         command += ["--curve-csv", str(curves)] if experiment.curves else []
         command += ["--seeds", str(max(seeds))] if experiment.all_seeds else ["--seed", str(seeds[0])]
+        command += ["--budget", f"{budget:.1f}"] if budget else []
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         stopped = False
         while True:
@@ -426,14 +431,19 @@ def clock(seconds):
     return str(datetime.timedelta(seconds=round(seconds)))
 
 
-def run(experiments, programs, origin):
+def run(experiments, programs, origin, budget=None):
+    """Runs what is missing, for so many seconds at most. Returns the exit code: 130 where something is left."""
+    end = time.monotonic() + budget if budget else math.inf
     calls = [(e, arm, seeds) for e in experiments for arm, seeds in e.calls()]
     left = [e.expected_seconds(arm, seeds) for e, arm, seeds in calls]
     for number, (experiment, arm, seeds) in enumerate(calls):
+        start = time.monotonic()
+        if start >= end:
+            print("the time is over; the same command goes on", file=sys.stderr)
+            return 130
         name = " ".join([experiment.id, *map(str, arm.values()), "seed", ",".join(map(str, seeds))])
         print(f"[{number + 1}/{len(calls)}] {name}: about {clock(sum(left[number:]))} left", file=sys.stderr)
-        start = time.monotonic()
-        code = call(experiment, arm, seeds, programs, origin)
+        code = call(experiment, arm, seeds, programs, origin, end - start if budget else None)
         if code in (130, -signal.SIGINT):
             print("stopped; the same command goes on", file=sys.stderr)
             return 130
@@ -746,6 +756,7 @@ def main():
     parser = argparse.ArgumentParser(description="Runs what is missing of the experiments, and writes the report.")
     parser.add_argument("ids", nargs="*", help="experiments (default: all): " + ", ".join(e.id for e in EXPERIMENTS))
     parser.add_argument("--programs", type=pathlib.Path, help="folder of the built examples")
+    parser.add_argument("--budget", type=float, help="stop after so many seconds, as Ctrl-C does")
     parser.add_argument("--report", action="store_true", help="the report alone")
     add_provenance(parser)
     arguments = parser.parse_args()
@@ -755,7 +766,7 @@ def main():
     code = 0
     if not arguments.report:
         wanted = [e for e in EXPERIMENTS if not arguments.ids or e.id in arguments.ids]
-        code = run(wanted, arguments.programs.resolve(), provenance(arguments))
+        code = run(wanted, arguments.programs.resolve(), provenance(arguments), arguments.budget)
     report()
     return code
 

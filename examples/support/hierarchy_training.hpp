@@ -42,6 +42,22 @@ struct TrainingConfig {
   std::uint64_t seed = 1;
 };
 
+/// What a training remembers: from it, it goes on with the bits of one that was never stopped.
+struct TrainingState {
+  Matrix<double> points;     ///< [n×columns]
+  double raw_curvature = 0;  ///< softplus⁻¹(c), where c is learned
+  Index pairs = 0;           ///< done so far, in all epochs
+  double seconds = 0;        ///< so far
+
+  template <class Visit, class Self>
+  static void checkpoint(Visit&& visit, Self& self) {
+    visit("points", self.points);
+    visit("raw_curvature", self.raw_curvature);
+    visit("pairs", self.pairs);
+    visit("seconds", self.seconds);
+  }
+};
+
 /// Draws i with probability weight[i] / Σ weight in O(1). Source: Walker 1977, built as Vose 1991 does.
 class WeightedSampler {
  public:
@@ -100,29 +116,35 @@ class HierarchyTrainer {
         config_(config),
         frequent_(frequencies(hierarchy)),
         raw_curvature_(std::log(std::expm1(config.curvature))),
-        slot_(static_cast<std::size_t>(hierarchy.size()), -1) {
-    for (Index u = 0; u < hierarchy.size(); ++u)
-      for (const std::int32_t v : hierarchy.ancestors[u]) pairs_.push_back({static_cast<std::int32_t>(u), v});
+        slot_(static_cast<std::size_t>(hierarchy.size()), -1) {}
+
+  /// A training from these points [n×columns] on.
+  [[nodiscard]] TrainingState start(Matrix<double> points) const {
+    return {.points = std::move(points), .raw_curvature = std::log(std::expm1(config_.curvature))};
   }
 
-  /// Moves `points` [n×columns]; calls `progress` (units: pairs) often; ends early, between two batches, if asked to.
-  /// Returns the number of pairs done.
+  /// Moves `state.points` to the end of the last epoch; calls `progress` (units: pairs), where `state` may be saved,
+  /// after every batch; ends early, between two batches, if asked to.
   template <ruvector::Executor E>
-  Index run(MatrixView<double> points, E& executor, const ruvector::Progress& progress, std::stop_token stop = {}) {
+  void run(TrainingState& state, E& executor, const ruvector::Progress& progress, std::stop_token stop = {}) {
     const auto start = std::chrono::steady_clock::now();
-    const Index workers = executor.concurrency();
+    const double before = state.seconds;
+    const Index workers = executor.concurrency(), pairs_of_epoch = hierarchy_.pairs();
+    const MatrixView<double> points = state.points;
+    raw_curvature_ = state.raw_curvature;
+    fill_pairs();
     steps_.assign(static_cast<std::size_t>(config_.batch), PairStep(config_, points.cols()));
     workers_.assign(static_cast<std::size_t>(workers), Worker(manifold_, config_, points));
 
-    ruvector::ProgressReport report{.done = 0, .total = config_.epochs * hierarchy_.pairs(), .loss = 0, .seconds = 0};
+    ruvector::ProgressReport report{.done = 0, .total = config_.epochs * pairs_of_epoch, .loss = 0, .seconds = 0};
     for (Index epoch = 0; epoch < config_.epochs; ++epoch) {
       const bool burn_in = epoch < config_.burn_in;
       const double rate = config_.sgd.learning_rate * (burn_in ? config_.burn_in_factor : factor(epoch));
       Rng rng = Rng(config_.seed).split(static_cast<std::uint64_t>(epoch));
-      rng.shuffle(std::span(pairs_));
-      for (Index first = 0; first < hierarchy_.pairs(); first += config_.batch) {
-        if (stop.stop_requested()) return report.done;
-        const Index pairs = std::min(config_.batch, hierarchy_.pairs() - first);
+      rng.shuffle(std::span(pairs_));  // of the order of the epoch before
+      for (Index first = state.pairs - epoch * pairs_of_epoch; first < pairs_of_epoch; first += config_.batch) {
+        if (stop.stop_requested()) return;
+        const Index pairs = std::min(config_.batch, pairs_of_epoch - first);
         executor.parallel_for(pairs, [&](Index i, Index worker) {
           Rng draws = rng.split(static_cast<std::uint64_t>(first + i));
           differentiate(pairs_[static_cast<std::size_t>(first + i)], burn_in, draws, points,
@@ -133,15 +155,17 @@ class HierarchyTrainer {
           move(share, workers, rate * curvature() / static_cast<double>(pairs), steps, points);
         });
         bend(steps, config_.curvature_rate * rate / config_.sgd.learning_rate);
-        report.done += pairs;
+        state.raw_curvature = raw_curvature_;
+        state.pairs += pairs;
+        state.seconds = before + std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+        report.done = state.pairs;
         report.loss = 0;
         for (const PairStep& step : steps) report.loss += step.loss;
         report.loss /= static_cast<double>(pairs);
-        report.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+        report.seconds = state.seconds;
         if (progress) progress(report);
       }
     }
-    return report.done;
   }
 
   /// c: where it is learned, as it is now.
@@ -150,6 +174,12 @@ class HierarchyTrainer {
   }
 
  private:
+  void fill_pairs() {
+    pairs_.clear();
+    for (Index u = 0; u < hierarchy_.size(); ++u)
+      for (const std::int32_t v : hierarchy_.ancestors[u]) pairs_.push_back({static_cast<std::int32_t>(u), v});
+  }
+
   /// Of the learning rate, after burn-in.
   [[nodiscard]] double factor(Index epoch) const {
     const Index steps = config_.epochs - config_.burn_in - 1;

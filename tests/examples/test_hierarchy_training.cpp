@@ -59,11 +59,11 @@ Matrix<double> start(const M& manifold, Index nodes, Index dim) {
 
 template <class M>
 Matrix<double> trained(const M& manifold, const Hierarchy& hierarchy, Index threads, const TrainingConfig& config) {
-  Matrix<double> points = start(manifold, hierarchy.size(), 5);
   ruvector::ThreadPool pool(threads);
   HierarchyTrainer trainer(manifold, hierarchy, config);
-  trainer.run(points, pool, {});
-  return points;
+  auto state = trainer.start(start(manifold, hierarchy.size(), 5));
+  trainer.run(state, pool, {});
+  return state.points;
 }
 
 TEMPLATE_TEST_CASE("hierarchy training: the same bits with any number of threads", "[examples]",
@@ -104,14 +104,14 @@ TEST_CASE("hierarchy training: stops between two batches and keeps what is learn
   const ruvector::geometry::PoincareBall<double> ball;
   const Hierarchy hierarchy = tree(40, 3);
   const TrainingConfig config{.epochs = 5, .batch = 7, .negatives = 9, .burn_in = 0, .seed = seed};
-  Matrix<double> points = start(ball, hierarchy.size(), 5);
-  const Matrix<double> untouched = points;
   ruvector::Serial serial;
   HierarchyTrainer trainer(ball, hierarchy, config);
+  auto state = trainer.start(start(ball, hierarchy.size(), 5));
+  const Matrix<double> untouched = state.points;
   std::stop_source stop;
   Index reports = 0;
-  const Index done = trainer.run(
-      points, serial,
+  trainer.run(
+      state, serial,
       [&](const ruvector::ProgressReport& report) {
         CHECK(report.total == 5 * hierarchy.pairs());
         CHECK(report.loss > 0);
@@ -119,8 +119,43 @@ TEST_CASE("hierarchy training: stops between two batches and keeps what is learn
       },
       stop.get_token());
   CHECK(reports == 3);
-  CHECK(done == 3 * 7);
-  CHECK_FALSE(std::equal(points.span().begin(), points.span().end(), untouched.span().begin()));
+  CHECK(state.pairs == 3 * 7);
+  CHECK_FALSE(std::ranges::equal(state.points.span(), untouched.span()));
+}
+
+TEMPLATE_TEST_CASE("hierarchy training: goes on from any batch with the bits of one that was never stopped",
+                   "[examples]", ruvector::geometry::PoincareBall<double>, ruvector::geometry::Lorentz<double>) {
+  const TestType manifold;
+  const Hierarchy hierarchy = tree(40, 3);
+  const TrainingConfig config{.epochs = 4,
+                              .batch = 7,
+                              .negatives = 9,
+                              .burn_in = 1,
+                              .last_factor = 0.1,
+                              .curvature_rate = GENERATE(0.0, 0.1),
+                              .seed = seed};
+  ruvector::Serial serial;
+  HierarchyTrainer trainer(manifold, hierarchy, config);
+  auto whole = trainer.start(start(manifold, hierarchy.size(), 5));
+  trainer.run(whole, serial, {});
+  for (const int batches : {1, 10, 15, 52}) {
+    auto state = trainer.start(start(manifold, hierarchy.size(), 5));
+    std::stop_source stop;
+    int reports = 0;
+    const auto progress = [&](const ruvector::ProgressReport&) {
+      if (++reports == batches) stop.request_stop();
+    };
+    HierarchyTrainer(manifold, hierarchy, config).run(state, serial, progress, stop.get_token());
+    const Index stopped_after = state.pairs;
+    HierarchyTrainer later(manifold, hierarchy, config);
+    later.run(state, serial, {});
+    CAPTURE(batches, seed);
+    CHECK(stopped_after < whole.pairs);
+    CHECK(state.pairs == 4 * hierarchy.pairs());
+    CHECK(state.raw_curvature == whole.raw_curvature);
+    CHECK(later.curvature() == trainer.curvature());
+    CHECK(std::ranges::equal(state.points.span(), whole.points.span()));
+  }
 }
 
 TEST_CASE("hierarchy training: the learning rate falls to the share of the last epoch", "[examples]") {
@@ -129,14 +164,15 @@ TEST_CASE("hierarchy training: the learning rate falls to the share of the last 
   ruvector::Serial serial;
   const auto run = [&](double last_factor, Index epochs) {  // of four, one of them of burn-in
     TrainingConfig config{.epochs = 4, .negatives = 9, .burn_in = 1, .last_factor = last_factor, .seed = seed};
-    Matrix<double> points = start(ball, hierarchy.size(), 5);
     HierarchyTrainer trainer(ball, hierarchy, config);
+    auto state = trainer.start(start(ball, hierarchy.size(), 5));
     std::stop_source stop;
     const auto progress = [&](const ruvector::ProgressReport& report) {
       if (report.done == epochs * hierarchy.pairs()) stop.request_stop();
     };
-    CHECK(trainer.run(points, serial, progress, stop.get_token()) == epochs * hierarchy.pairs());
-    return points;
+    trainer.run(state, serial, progress, stop.get_token());
+    CHECK(state.pairs == epochs * hierarchy.pairs());
+    return state.points;
   };
   const auto same = [](const Matrix<double>& a, const Matrix<double>& b) {
     return std::ranges::equal(a.span(), b.span());
@@ -169,11 +205,11 @@ TEMPLATE_TEST_CASE("hierarchy training: the curvature follows its gradient", "[e
                                 .curvature = curvature,
                                 .curvature_rate = rate,
                                 .seed = seed};
-    Matrix<double> copy = points;
     ruvector::Serial serial;
     HierarchyTrainer trainer(manifold, hierarchy, config);
+    auto state = trainer.start(points);
     double loss = 0;
-    trainer.run(copy, serial, [&](const ruvector::ProgressReport& report) { loss = report.loss; });
+    trainer.run(state, serial, [&](const ruvector::ProgressReport& report) { loss = report.loss; });
     return Step{loss, trainer.curvature()};
   };
   for (const double c : {0.3, 1.0, 4.0}) {
@@ -200,9 +236,15 @@ TEST_CASE("hierarchy training: a step at curvature -c is that of a ball of curva
       .epochs = 1, .negatives = 9, .sgd = {.learning_rate = 0.3, .exponential_map = true}, .burn_in = 0, .seed = seed};
   TrainingConfig at_c = config;
   at_c.curvature = c;
-  ruvector::Serial serial;
-  HierarchyTrainer(unit, hierarchy, at_c).run(points, serial, {});
-  HierarchyTrainer(wide, hierarchy, config).run(dilated, serial, {});
+  const auto step = [&](const auto& manifold, const TrainingConfig& recipe, Matrix<double>& moved) {
+    ruvector::Serial serial;
+    HierarchyTrainer trainer(manifold, hierarchy, recipe);
+    auto state = trainer.start(moved);
+    trainer.run(state, serial, {});
+    moved = state.points;
+  };
+  step(unit, at_c, points);
+  step(wide, config, dilated);
   for (Index i = 0; i < points.size(); ++i)
     CHECK(dilated.span()[std::size_t(i)] == Approx(points.span()[std::size_t(i)] / std::sqrt(c)).epsilon(1e-7));
 }
