@@ -84,7 +84,8 @@ def command_output(*command):
 
 def commit():
     """The short hash, with + where the sources differ from it."""
-    changed = command_output("git", "status", "--porcelain", "--", "../../include", "../../examples", "../*.cpp", "../support")
+    sources = ("../../include", "../../examples", "../*.cpp", "../support")
+    changed = command_output("git", "status", "--porcelain", "--", *sources)
     return command_output("git", "rev-parse", "--short", "HEAD") + ("+" if changed else "")
 
 

@@ -66,7 +66,11 @@ SHOWN = (
     ("the same: PyTorch 1.13 against it", "G1", "PyTorch against this, forward and backward"),
     ("GRU 10k × 128, forward and backward", "G3", "GRU 10k x 128, forward and backward"),
     ("the same: PyTorch 1.13 against it", "G3", "PyTorch against this, forward and backward"),
-    ("`RuvectorLayerV2`, 10k nodes, degree 16, 128 → 128", "G2", "RuvectorLayerV2 10k nodes, degree 16, 128 to 128, 4 heads, forward"),
+    (
+        "`RuvectorLayerV2`, 10k nodes, degree 16, 128 → 128",
+        "G2",
+        "RuvectorLayerV2 10k nodes, degree 16, 128 to 128, 4 heads, forward",
+    ),
     (
         "`@ruvector/gnn` against version 1's layer here, 32 neighbours",
         "G4",
@@ -100,8 +104,21 @@ def cells(lines):
     return [f"{statistics.median(values):.{digits}f} {name}{of}", span, "" if target == "-" else target]
 
 
+def limits():
+    """What the shares are shares of: of each run the median over its rows."""
+    shares = [line for line in load(FILE) if line["unit"] == "%"]
+    for name, unit in (("a loop of multiply-adds: the peak", "GFLOP/s"), ("reading 256 MiB: streaming", "GB/s")):
+        of_runs = {}
+        for line in shares:
+            if line["here_unit"] == unit:
+                of_runs.setdefault(line["seed"], []).append(float(line["here"]) / float(line["measured"]))
+        runs = [statistics.median(values) for values in of_runs.values()]
+        yield [name, f"{statistics.median(runs):.0f} {unit}", f"{min(runs):.0f} … {max(runs):.0f}", ""]
+
+
 def shown():
     """The rows of the README."""
+    yield from limits()
     found = rows_of_runs()
     for label, *key in SHOWN:
         if tuple(key) not in found:
