@@ -1,5 +1,4 @@
-// SPDX-License-Identifier: MIT#include <CLI/CLI.hpp>
-
+// SPDX-License-Identifier: MIT
 //
 // How much memory does attention take that never holds its weights?
 //
@@ -25,6 +24,7 @@
 #include "support/text_files.hpp"
 #include "support/wordnet.hpp"
 
+#include <CLI/CLI.hpp>
 #include <ruvector/attention/flash.hpp>
 #include <ruvector/attention/gat_v2.hpp>
 #include <ruvector/attention/scaled_dot_product.hpp>

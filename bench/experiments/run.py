@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 
+import charts
 import speeds
 from measured import (
     RESULTS,
@@ -54,6 +55,7 @@ class Experiment:
     curves: str = ""  # a second file, of --curve-csv: appended to, not looked at
     all_seeds: bool = False  # the program runs the seeds 1, 2, … in one call: --seeds
     rows: tuple = ()  # of the report, where a call writes more than its arm
+    named: dict = dataclasses.field(default_factory=dict)  # arms that are a line of the chart together
     published: dict = dataclasses.field(default_factory=dict)  # (values of an arm) → text
     source: str = ""
 
@@ -175,6 +177,7 @@ EXPERIMENTS = [
         ("--root", "mammal"),
         {"epochs": 300},
         10,
+        named=MAMMALS,
         published={("poincare", 5, 1, 0.3): "MAP 0.927, mean rank 1.26"},
         source="Nickel & Kiela 2017, README of their code",
     ),
@@ -717,6 +720,7 @@ def report():
         "# Experiments",
         "",
         "Written by `run.py` from the CSV files beside it: mean ± half of the 95 % interval (Student's t) over seeds.",
+        "Thin bars in the figures are these intervals, cut off where an axis ends.",
         "",
         "## Hypotheses",
         "",
@@ -745,6 +749,8 @@ def report():
         picture = (RESULTS / e.file).with_suffix(".svg")
         if picture.exists():
             text += ["", f"![{e.title}]({picture.name})"]
+        if chart := charts.draw(e):
+            text += ["", "![{}]({})".format(*chart)]
     text += ["", "## Speeds", "", f"`speeds.py`, [{speeds.FILE.name}]({speeds.FILE.name})", ""]
     text += table(*speeds.report())
     (RESULTS / "report.md").write_text("\n".join(text) + "\n", encoding="utf-8")
