@@ -20,6 +20,7 @@
 
 #include "../tests/support/allocation_counter.hpp"
 #include "support/command_line.hpp"
+#include "support/interrupt.hpp"
 #include "support/supersense_data.hpp"
 #include "support/text_files.hpp"
 #include "support/wordnet.hpp"
