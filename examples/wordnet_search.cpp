@@ -134,7 +134,7 @@ Matrix<double> initial_points(const M& manifold, Index nodes, Index dim, Rng rng
 
 /// What decides about a training, in its checkpoint.
 std::string key_of(const Options& o, const TrainingConfig& config, Model model, const Hierarchy& hierarchy) {
-  char text[256];
+  char text[512];
   std::snprintf(text, sizeof text,
                 "%d nodes %d pairs model %d epochs %d batch %d negatives %d rate %.17g last %.17g "
                 "burn-in %d squared %d curvature %.17g rate %.17g held out %.17g seed %llu",
@@ -142,7 +142,7 @@ std::string key_of(const Options& o, const TrainingConfig& config, Model model, 
                 int(config.negatives), config.sgd.learning_rate, config.last_factor, int(config.burn_in),
                 int(config.squared_distance), config.curvature, config.curvature_rate, o.held_out,
                 static_cast<unsigned long long>(config.seed));
-  return text;
+  return o.part_of_speech + " " + o.root + " " + text;
 }
 
 /// Goes on where the checkpoint `file` was left. Throws ConfigError if it is of another training.

@@ -24,9 +24,10 @@ inline void handle_interrupts(double budget = 0) {
   std::signal(SIGINT, detail::handle_interrupt);
   if (budget <= 0) return;
   std::signal(SIGALRM, detail::handle_interrupt);
-  const auto microseconds = static_cast<suseconds_t>(std::ceil(budget * 1e6));
-  const itimerval timer{.it_interval = {},
-                        .it_value = {.tv_sec = microseconds / 1000000, .tv_usec = microseconds % 1000000}};
+  const auto microseconds = static_cast<long long>(std::ceil(budget * 1e6));
+  itimerval timer{};
+  timer.it_value.tv_sec = static_cast<time_t>(microseconds / 1000000);
+  timer.it_value.tv_usec = static_cast<suseconds_t>(microseconds % 1000000);
   ::setitimer(ITIMER_REAL, &timer, nullptr);
 }
 
